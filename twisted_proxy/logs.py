@@ -1,0 +1,89 @@
+"""
+Log lines: one event a line, as text or JSON, and the fields of ours that machines read.
+
+No line ever holds a credential, the value of a header or a body.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import TextIO
+
+import attrs
+from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent
+from zope.interface import implementer
+
+log = Logger()
+
+# No `=`: readers of logfmt (Go's, Loki's) take one in a bare value for an error.
+_PLAIN = re.compile(r"[A-Za-z0-9_.:/,+@*&?%~-]+")
+
+_OWN_FIELDS = "claude_proxy_fields"
+
+
+def logfmt_value(value: object) -> str:
+    """
+    A value as logfmt takes it: bare where it is plain, else quoted with JSON's escapes.
+
+    ``None`` is ``-``; truth values are ``true`` and ``false``; floats have three decimals.
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def logfmt(fields: dict[str, object]) -> str:
+    """``key=value`` pairs, separated by blanks."""
+    return " ".join(f"{name}={logfmt_value(value)}" for name, value in fields.items())
+
+
+@implementer(ILogObserver)
+@attrs.frozen
+class JSONObserver:
+    """
+    Writes each event as one line of JSON.
+
+    ``{"time": RFC 3339, "level", "logger", "message", …}``; events with fields of their own (access lines,
+    ``forward_error``) have them beside, under their names. A failure's traceback is in ``traceback``.
+    """
+
+    file: TextIO
+
+    def __call__(self, event: LogEvent) -> None:
+        record: dict[str, object] = {
+            "time": rfc3339(event.get("log_time", 0.0)),
+            "level": getattr(event.get("log_level"), "name", "info"),
+            "logger": event.get("log_namespace", ""),
+            "message": formatEvent(event),
+        }
+        fields = event.get(_OWN_FIELDS)
+        if fields:
+            for name, value in fields.items():
+                record.setdefault(name, value)
+        failure = event.get("log_failure")
+        if failure is not None:
+            record["traceback"] = failure.getTraceback()
+        self.file.write(json.dumps(record, default=str) + "\n")
+        self.file.flush()
+
+
+def rfc3339(seconds: float) -> str:
+    """A time since the Unix epoch as RFC 3339, in UTC with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def info(event: str, fields: dict[str, object]) -> None:
+    """Log ``event key=value …`` at level info."""
+    log.info("{line}", line=f"{event} {logfmt(fields)}", **{_OWN_FIELDS: {"event": event, **fields}})
+
+
+def error(event: str, fields: dict[str, object]) -> None:
+    """Log ``event key=value …`` at level error."""
+    log.error("{line}", line=f"{event} {logfmt(fields)}", **{_OWN_FIELDS: {"event": event, **fields}})

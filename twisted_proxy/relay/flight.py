@@ -1,0 +1,101 @@
+"""One request below the proxied paths, as the gauge, the log and the drain know it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+import attrs
+
+from .. import logs
+
+
+class Verdict(enum.Enum):
+    """How a request ended. Nothing else decides what the client, the log, the record and the gauge are told."""
+
+    COMPLETE = "complete"
+    TRUNCATED = "truncated"
+    """The upstream's answer was cut short."""
+    SILENT = "silent"
+    """The upstream sent nothing for the idle timeout, in the middle of its answer."""
+    CLIENT_GONE = "client_gone"
+    CLIENT_STALLED = "client_stalled"
+    """The client took nothing for the write timeout."""
+    DRAINED = "drained"
+    """Cut when the drain came to its end."""
+    FAILED = "failed"
+    """No answer came; the client got an error of ours."""
+    REFUSED = "refused"
+    """Not forwarded: the request was one that we do not accept."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Flight:
+    """
+    A request in flight (`runtime.InFlightRequest`), filled in as it goes on.
+
+    Times are of the reactor's clock, in seconds.
+
+    :ivar query: as it may be logged: without the values that could be secrets.
+    :ivar body_bytes: of the request, as far as they came.
+    :ivar sent_bytes: of the answer's body, as far as they were written.
+    :ivar on_cut: ends the answer visibly.
+    """
+
+    request_id: str
+    method: str
+    path: str
+    query: str
+    received_at: float
+    on_cut: Callable[[str], None]
+    model: str | None = None
+    stream: bool | None = None
+    has_thinking: bool | None = None
+    betas: str | None = None
+    body_bytes: int = 0
+    status: int | None = None
+    sent_bytes: int = 0
+    first_byte_at: float | None = None
+    verdict: Verdict | None = None
+
+    def cut(self, reason: str) -> None:
+        self.on_cut(reason)
+
+    def log_access(self, now: float) -> None:
+        """Write the access line of a request that is over."""
+        ttft = None if self.first_byte_at is None else self.first_byte_at - self.received_at
+        logs.info(
+            "access",
+            {
+                "request_id": self.request_id,
+                "method": self.method,
+                "path": self.path,
+                "status": self.status,
+                "bytes": self.sent_bytes,
+                "ttft": ttft,
+                "elapsed": now - self.received_at,
+                "verdict": (self.verdict or Verdict.FAILED).value,
+                "model": self.model,
+                "stream": self.stream,
+                "body_bytes": self.body_bytes,
+            },
+        )
+
+    def log_forward_error(self, now: float, *, kind: str, ctx_err: str, status: int | None) -> None:
+        """Write the line that says why a request could not be forwarded, or not to its end."""
+        logs.error(
+            "forward_error",
+            {
+                "request_id": self.request_id,
+                "model": self.model,
+                "stream": self.stream,
+                "body_bytes": self.body_bytes,
+                "has_thinking": self.has_thinking,
+                "anthropic_beta": self.betas,
+                "query": self.query,
+                "elapsed": now - self.received_at,
+                "ctx_err": ctx_err,
+                "kind": kind,
+                "status": status,
+            },
+        )

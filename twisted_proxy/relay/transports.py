@@ -1,0 +1,44 @@
+"""Writing to a transport without waiting for the reactor's next turn."""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import ITransport
+from twisted.internet.tcp import Connection
+
+
+def unsent_bytes(transport: object) -> int:
+    """
+    How much a TCP transport still holds because the kernel does not take it, in bytes.
+
+    TLS is looked through; a transport of another kind does not show it: 0.
+    """
+    while transport is not None and not isinstance(transport, Connection):
+        transport = getattr(transport, "transport", None)
+    if transport is None:
+        return 0
+    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def write_now(transport: ITransport, data: bytes) -> None:
+    """
+    Write, and hand the bytes to the kernel at once where nothing is queued before them.
+
+    Twisted's transports queue what is written and send it on the next turn of the reactor, after two changes to
+    the set of watched descriptors. For a stream of small events those are most of the system calls. What the
+    kernel does not take, every error and every other kind of transport go the ordinary way.
+    """
+    if (
+        isinstance(transport, Connection)
+        and not transport.TLS
+        and transport.connected
+        and not transport.disconnecting
+        and not transport._writeDisconnecting
+        and not transport._tempDataLen
+        and not transport.dataBuffer
+    ):
+        sent = transport.writeSomeData(data)
+        if isinstance(sent, int) and sent > 0:
+            if sent == len(data):
+                return
+            data = data[sent:]
+    transport.write(data)

@@ -1,0 +1,212 @@
+"""
+The proxy as a service: what is built from what, and the order in which it starts and stops.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet import endpoints
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import ILogObserver, Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IAgent
+from twisted.web.resource import IResource
+
+from .config import Config
+from .logs import JSONObserver
+from .relay.connection import OriginAgent
+from .relay.upstream import Upstream, endpoint_for, origin_of
+from .runtime import Drain, DrainEnd, Gauge
+from .web.channel import Front, ProxySite
+from .web.counting import Counting
+from .web.forward import Forwarder
+from .web.pages import Pages
+from .web.tree import Tree
+
+log = Logger()
+
+CUT_GRACE = 5.0
+"""Seconds that connections have to take what is queued for them, after the drain was ended from without."""
+
+CUT_REASON = "The proxy is shutting down and could not wait any longer. Send the request again."
+
+
+class ProxyService(Service):
+    """
+    The proxy without a front door: to hang its :meth:`resource` into a site of yours.
+
+    ``stopService`` drains: its Deferred fires when nothing is in flight, or at ``drain_timeout``; then connections to
+    the upstream are closed. The site that holds the resource must go on serving until then.
+
+    :param reactor: provides ``IReactorTime``, ``IReactorTCP`` and a name resolver.
+    :param agent: replaces the connections to the upstream.
+    :param wall_clock: seconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        *,
+        agent: IAgent | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self._reactor = reactor
+        self.gauge = Gauge()
+        self.drain = Drain(reactor, self.gauge, timeout=config.drain_timeout, lame_duck=config.lame_duck)
+        self.front = Front(config=config, clock=reactor, gauge=self.gauge, drain=self.drain, wall_clock=wall_clock)
+        self._own_agent: OriginAgent | None = None
+        if agent is None:
+            base_url = config.anthropic.base_url
+            agent = self._own_agent = OriginAgent(reactor, endpoint_for(reactor, base_url), origin_of(base_url))
+        forwarder = Forwarder(self.front, Upstream(reactor, agent, config.anthropic))
+        pages = Pages(self.gauge, self.drain, wall_clock)
+        self._tree = Tree(self.front, Counting(self.front, forwarder.render), pages.resource())
+        self._stopping: Deferred[None] | None = None
+
+    def resource(self) -> IResource:
+        """The proxy's tree: ``/v1``, ``/api``, ``/health``, ``/livez`` below wherever it is put."""
+        tree: IResource = self._tree
+        return tree
+
+    def stopService(self) -> Deferred[None]:
+        """Drain, then stop what is behind, in order. Idempotent: each caller's Deferred fires at the end."""
+        if self._stopping is None:
+            super().stopService()
+            self._stopping = Deferred.fromCoroutine(self._stop())
+        done: Deferred[None] = Deferred()
+
+        def ended(result: Failure | None) -> Failure | None:
+            done.callback(None)
+            return result
+
+        self._stopping.addBoth(ended)
+        return done
+
+    def hurry(self) -> None:
+        """Wait no longer: end the drain with what is still in flight."""
+        self.drain.hurry()
+
+    async def _stop(self) -> None:
+        await self.drain.begin()
+        if self.drain.end is not DrainEnd.IDLE:
+            self._cut()
+        await self._close_front()
+        if self._own_agent is not None:
+            await self._own_agent.close()
+
+    def _cut(self) -> None:
+        for request in self.gauge.oldest():
+            request.cut(CUT_REASON)
+
+    async def _close_front(self) -> None:
+        """Nothing of ours listens here."""
+
+
+class ProxyServer(ProxyService):
+    """
+    The proxy with listening ports of its own, as ``twistd claude-proxy`` runs it.
+
+    Starting fails with ``SystemExit`` and words where a port cannot be had: a process that is deaf must not run on.
+    """
+
+    def __init__(self, config: Config, reactor: Any, **kwargs: Any) -> None:
+        super().__init__(config, reactor, **kwargs)
+        self.site = ProxySite(self.resource(), self.front)
+        self.ports: list[IListeningPort] = []
+        self._handlers: dict[int, Any] = {}
+        self._hurried = False
+
+    def setServiceParent(self, parent: Any) -> None:
+        super().setServiceParent(parent)
+        # twistd asks the application which observer it wants; text is its own.
+        if self.config.log_format == "json" and hasattr(parent, "setComponent"):
+            parent.setComponent(ILogObserver, JSONObserver(sys.stdout))
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()
+        problems: list[str] = []
+        for description in self.config.listen:
+            try:
+                listening = endpoints.serverFromString(self._reactor, description).listen(self.site)
+            except Exception as problem:  # noqa: BLE001 - each of several addresses has its own problem
+                problems.append(f"  {description}: {problem}")
+                continue
+            listening.addCallbacks(
+                self._listening, lambda why, text=description: problems.append(f"  {text}: {why.value}")
+            )
+        if problems:
+            for port in self.ports:
+                port.stopListening()
+            raise SystemExit(
+                "claude-proxy cannot listen:\n"
+                + "\n".join(problems)
+                + "\nAnother program, perhaps another claude-proxy, may hold the address: "
+                "stop it, or choose another one with --port, --host or --listen."
+            )
+        self._reactor.callWhenRunning(self._take_signals)
+
+    def hurry(self) -> None:
+        self._hurried = True
+        if self.drain.end is not None:
+            # Already past the gauge: what is left are clients that take their time.
+            self.site.abort()
+        super().hurry()
+
+    def _listening(self, port: IListeningPort) -> None:
+        self.ports.append(port)
+        host: Any = port.getHost()
+        address = getattr(host, "port", None)
+        where = f"{host.host}:{address}" if address is not None else str(getattr(host, "name", host))
+        log.info(
+            "claude-proxy listening on {where}, forwarding to {upstream}",
+            where=where,
+            upstream=self.config.anthropic.base_url,
+        )
+
+    async def _close_front(self) -> None:
+        await DeferredList([maybeDeferred(port.stopListening) for port in self.ports], consumeErrors=True)
+        ended_well = self.drain.end is DrainEnd.IDLE
+        grace = self.drain.remaining if ended_well else CUT_GRACE
+        late = self._reactor.callLater(grace, self.site.abort)
+        await self.site.flush()
+        if late.active():
+            late.cancel()
+
+    # Signals
+
+    def _take_signals(self) -> None:
+        """
+        Learn which signal comes, and take the second one for "now".
+
+        Twisted's own handlers stay in charge of the first: they stop the reactor, which stops this service.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.getsignal(number)
+            if callable(previous):
+                self._handlers[number] = previous
+                signal.signal(number, self._signalled)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._heed, number, frame)
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.drain.draining:
+            log.info("received {signal} while draining: stopping now", signal=name)
+            self.hurry()
+            return
+        log.info("received {signal}", signal=name)
+        if number == signal.SIGINT:
+            # Somebody sits there: no balancer has to see us leave.
+            self.drain.skip_lame_duck()
+        self._handlers[number](number, frame)

@@ -1,0 +1,1 @@
+"""The HTTP face: channel, resources and pages."""

@@ -1,0 +1,42 @@
+"""Answers of our own: JSON, and errors in Anthropic's envelope."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.web.http import Request
+from twisted.web.iweb import IRequest
+
+from .. import __version__
+from ..wire import errors
+
+REQUEST_ID = b"X-Proxy-Request-Id"
+SERVER = f"claude-proxy/{__version__}".encode("ascii")
+
+
+def set_json(request: IRequest | Request, status: int, body: bytes) -> None:
+    """Prepare an answer of ours; the body is for the caller to write, or to return."""
+    request.setResponseCode(status)
+    headers = request.responseHeaders
+    headers.setRawHeaders(b"Content-Type", [b"application/json"])
+    headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+    headers.setRawHeaders(b"Cache-Control", [b"no-store"])
+    headers.setRawHeaders(b"Server", [SERVER])
+
+
+def to_json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def answer_error(request: Request, status: int, error_type: str, message: str, request_id: str) -> int:
+    """
+    Answer with an error envelope, whole.
+
+    :return: the length of the body, in bytes.
+    """
+    body = errors.envelope(error_type, message, request_id)
+    set_json(request, status, body)
+    request.responseHeaders.setRawHeaders(REQUEST_ID, [request_id.encode("ascii")])
+    request.write(body)
+    request.finish()
+    return len(body)

@@ -1,0 +1,482 @@
+"""
+The site: its connections, and requests that are seen from their headers on.
+
+Requests have their bodies in memory, up to a limit that holds before the body is read. What cannot be parsed,
+takes too long or is too large is answered in Anthropic's envelope; then the connection is closed in a way that
+lets the client read the answer although it is still sending.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
+from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Connection
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import http, server
+from twisted.web.resource import IResource
+
+from ..config import Config
+from ..relay.flight import Flight, Verdict
+from ..relay.streaming import cut
+from ..relay.transports import unsent_bytes, write_now
+from ..runtime import Drain, Gauge, Waiters
+from ..wire import errors, ids, target
+from ..wire.headers import connection_options
+from .answers import REQUEST_ID, SERVER, answer_error
+
+log = Logger()
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Request line and header block. Claude Code's headers can pass Twisted's 16 KiB."""
+
+LINGER = 10.0
+"""Seconds that a refused client may go on sending before the connection is closed under it (RFC 9112 §9.6)."""
+
+MAX_PAGE_BODY_BYTES = 1024 * 1024
+"""Body of a request that is for us, not for an upstream."""
+
+PROXIED_ROOTS = (b"/v1", b"/api")
+MESSAGE_PATHS = frozenset({b"/v1/messages", b"/v1/messages/count_tokens"})
+UNCOUNTED_PAGES = frozenset({"/health", "/livez"})
+"""Asked every second by balancers: neither counted nor logged."""
+
+
+def is_proxied(local: target.Target) -> bool:
+    """Whether a target is forwarded: all below ``/v1``, and of ``/api`` what is not ours."""
+    return any(local.is_below(root) for root in PROXIED_ROOTS)
+
+
+@attrs.frozen(kw_only=True)
+class Front:
+    """What connections need to know of the proxy that they belong to."""
+
+    config: Config
+    clock: IReactorTime
+    gauge: Gauge
+    drain: Drain
+    wall_clock: Callable[[], float]
+    """Seconds since the Unix epoch."""
+
+    def new_request_id(self) -> str:
+        return ids.request_id(int(self.wall_clock() * 1000), os.urandom(10))
+
+    def new_flight(self, method: bytes, local: target.Target, request_id: str, on_cut: Callable[[str], None]) -> Flight:
+        """A flight of now, counted."""
+        flight = Flight(
+            request_id=request_id,
+            method=method.decode("ascii", "replace"),
+            path=local.path.decode("ascii"),
+            query=target.loggable_query(local.query),
+            received_at=self.clock.seconds(),
+            on_cut=on_cut,
+        )
+        self.gauge.enter(flight)
+        return flight
+
+    def body_limit(self, local: target.Target | None) -> int:
+        """How many bytes the body of a request for this target may have."""
+        if local is None or not is_proxied(local):
+            return MAX_PAGE_BODY_BYTES
+        if local.path in MESSAGE_PATHS:
+            return self.config.max_message_bytes
+        return self.config.max_body_bytes
+
+
+class ProxyRequest(server.Request):
+    """
+    A request whose body is in memory, counted from its headers to its last byte.
+
+    :ivar flight: of a request that is forwarded, else ``None``.
+    :ivar body: the body's bytes; ``None`` where the client sent neither ``Content-Length`` nor chunks.
+    """
+
+    channel: Channel
+    site: ProxySite
+    defaultContentType = None
+
+    def __init__(self, channel: Channel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(channel, *args, **kwargs)
+        self.front = channel.site.front
+        self.request_id = self.front.new_request_id()
+        self.received_at = self.front.clock.seconds()
+        self.flight: Flight | None = None
+        self.body: bytes | None = None
+        self._pieces: list[bytes] = []
+        self._body_bytes = 0
+        self._limit = 0
+        self.responseHeaders.setRawHeaders(REQUEST_ID, [self.request_id.encode("ascii")])
+
+    # The channel's side
+
+    def headers_received(self, method: bytes, raw_target: bytes, length: int | None) -> tuple[int, str, str] | None:
+        """
+        The header block is in; the body is not.
+
+        :param length: of the body; ``None`` for chunks.
+        :return: status, error type and message of a refusal; ``None`` to go on.
+        """
+        self.method, self.uri = method, raw_target
+        try:
+            local = target.parse(raw_target)
+        except target.BadTarget:
+            # Rendering says so, to a client that has sent its whole request.
+            local = None
+        if local is not None and is_proxied(local):
+            self.flight = self.front.new_flight(method, local, self.request_id, self._cut)
+        self._limit = self.front.body_limit(local)
+        if length is not None and length > self._limit:
+            return self._too_large()
+        return None
+
+    def gotLength(self, length: int | None) -> None:
+        # Twisted would open a temporary file for a large body.
+        self.content = BytesIO()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > self._limit:
+            self._pieces.clear()
+            self.channel.refuse(*self._too_large())
+            return
+        self._pieces.append(data)
+        if self.flight is not None:
+            self.flight.body_bytes = self._body_bytes
+
+    def _too_large(self) -> tuple[int, str, str]:
+        return (
+            413,
+            "request_too_large",
+            f"The request body is larger than this proxy takes ({self._limit} bytes, MAX_BODY_BYTES).",
+        )
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        pieces, self._pieces = self._pieces, []
+        framed = self.requestHeaders.hasHeader(b"Content-Length") or self.requestHeaders.hasHeader(b"Transfer-Encoding")
+        self.body = b"".join(pieces) if framed else None
+        self.method, self.uri, self.clientproto = command, path, version
+        self.path, _, query = path.partition(b"?")
+        if self.flight is None:
+            self.content = BytesIO(self.body or b"")
+            self.args = http.parse_qs(query, 1)
+        else:
+            self.args = {}
+        self.process()
+
+    def processingFailed(self, reason: Failure) -> Failure:
+        """Twisted's answer is HTML; and once the answer has begun, it would look whole."""
+        log.failure("handling {method} {path} failed", reason, method=self.method, path=self.path)
+        if self.flight is not None:
+            self.flight.verdict = self.flight.verdict or Verdict.FAILED
+        if self.startedWriting:
+            cut(self)
+        elif not self._disconnected:
+            answer_error(
+                self,
+                500,
+                "api_error",
+                "The proxy failed on this request. Its log says more.",
+                self.request_id,
+            )
+        return reason
+
+    def write(self, data: bytes) -> None:
+        if not self.startedWriting and self.front.drain.draining:
+            self.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+            self.channel.persistent = False
+        super().write(data)
+
+    def finish(self) -> None:
+        channel = self.channel
+        super().finish()
+        if self.flight is None:
+            self._log_page()
+            return
+        flight = self.flight
+        flight.status = self.code
+        if not flight.sent_bytes:
+            flight.sent_bytes = self.sentLength
+        channel.when_sent(lambda: self._over(flight, Verdict.COMPLETE))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self._pieces.clear()
+        if self.flight is not None:
+            if self.startedWriting:
+                self.flight.status = self.code
+            self._over(self.flight, Verdict.CLIENT_GONE)
+
+    def refused(self, status: int) -> None:
+        """The channel has answered in our place."""
+        self._pieces.clear()
+        if self.flight is not None:
+            self.flight.status = status
+            self._over(self.flight, Verdict.REFUSED)
+
+    # Inside
+
+    def _cut(self, reason: str) -> None:
+        """Until it is forwarded: the request is still arriving."""
+        if self.flight is not None:
+            self.flight.verdict = Verdict.DRAINED
+        self.channel.refuse(529, "overloaded_error", reason)
+
+    def _over(self, flight: Flight, verdict: Verdict) -> None:
+        """The last byte is out, or nobody is there to take it."""
+        self.flight = None
+        flight.verdict = flight.verdict or verdict
+        self.front.gauge.leave(flight)
+        flight.log_access(self.front.clock.seconds())
+
+    def _log_page(self) -> None:
+        path = self.path.decode("ascii", "replace")
+        if path in UNCOUNTED_PAGES:
+            return
+        now = self.front.clock.seconds()
+        Flight(
+            request_id=self.request_id,
+            method=self.method.decode("ascii", "replace"),
+            path=path,
+            query="",
+            received_at=self.received_at,
+            on_cut=self._cut,
+            status=self.code,
+            sent_bytes=self.sentLength,
+            first_byte_at=now,
+            verdict=Verdict.COMPLETE,
+        ).log_access(now)
+
+
+class Channel(http.HTTPChannel):
+    """
+    One client's connection.
+
+    idle → receiving → handling → (idle | closing); or receiving → lingering, when it was refused.
+    """
+
+    site: ProxySite
+    requestFactory = ProxyRequest  # type: ignore[assignment]
+    totalHeadersSize = MAX_HEADER_BYTES
+    MAX_LENGTH = MAX_HEADER_BYTES
+    requests: list[ProxyRequest]
+    transport: ITransport
+    timeOut: float | None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sent = Waiters()
+        self._lingering = False
+        self._receiving = False
+        self._closing: IDelayedCall | None = None
+        self._unsent = 0
+
+    # Twisted calls these
+
+    def connectionMade(self) -> None:
+        self.site.channels.add(self)
+        self.timeOut = self.site.front.config.idle_timeout or None
+        super().connectionMade()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        if not self._receiving and not self._handlingRequest:
+            self._receiving = True
+            self.setTimeout(self.site.front.config.read_timeout or None)
+        super().dataReceived(data)
+
+    def allHeadersReceived(self) -> None:
+        request = self.requests[-1]
+        self.persistent = self.checkPersistence(request, self._version)
+        refusal = request.headers_received(self._command, self._path, self.length)
+        if refusal is not None:
+            self.refuse(*refusal)
+            return
+        request.gotLength(self.length)
+        expected = request.requestHeaders.getRawHeaders(b"Expect", [])
+        if self._version == b"HTTP/1.1" and [value.lower() for value in expected] == [b"100-continue"]:
+            self._send100Continue()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        if not self._lingering:
+            super().rawDataReceived(data)
+
+    def allContentReceived(self) -> None:
+        if not self._lingering:
+            self._receiving = False
+            self.setTimeout(None)
+            # Twisted keeps this aside, and sets it anew when the request is done.
+            self.timeOut = self.site.front.config.idle_timeout or None
+            super().allContentReceived()
+
+    def checkPersistence(self, request: ProxyRequest, version: bytes) -> bool:
+        options = connection_options(request.requestHeaders.getRawHeaders(b"Connection", []))
+        # A balancer that keeps connections must not put the next request on a process that goes away.
+        if version == b"HTTP/1.1" and b"close" not in options and not self.site.front.drain.draining:
+            return True
+        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        return False
+
+    def write(self, data: bytes) -> None:
+        write_now(self.transport, data)
+
+    def writeSequence(self, iovec: Any) -> None:
+        write_now(self.transport, b"".join(iovec))
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        self._sent.fire()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._closing is not None and self._closing.active():
+            self._closing.cancel()
+        super().connectionLost(reason)
+        self._sent.fire()
+        self.site.channel_lost(self)
+
+    def timeoutConnection(self) -> None:
+        if self._receiving:
+            self.refuse(
+                408,
+                "timeout_error",
+                f"No byte of the request came for {self.site.front.config.read_timeout:g} seconds (READ_TIMEOUT).",
+            )
+        else:
+            self.loseConnection()
+
+    def loseConnection(self) -> None:
+        super().loseConnection()
+        self._watch_closing()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._headers_too_large()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        if self._receivedHeaderSize > self.totalHeadersSize:
+            self._headers_too_large()
+        else:
+            self.refuse(400, "invalid_request_error", "This is no valid HTTP/1.1 request.")
+
+    # Ours
+
+    def _headers_too_large(self) -> None:
+        self.refuse(431, "invalid_request_error", f"The request's headers are larger than {MAX_HEADER_BYTES} bytes.")
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request has begun to arrive and its answer is not written."""
+        return self._receiving or bool(self.requests)
+
+    def when_sent(self, act: Callable[[], None]) -> None:
+        """Call when the client is not holding anything back: at once, if it is not."""
+        if self._waitingForTransport and self in self.site.channels:
+            self._sent.wait().addCallback(lambda _: act())
+        else:
+            act()
+
+    def refuse(self, status: int, error_type: str, message: str) -> None:
+        """Answer instead of a resource, while the request may still be arriving, and close."""
+        if self._lingering:
+            return
+        self._lingering = True
+        self._receiving = False
+        self.setTimeout(None)
+        request = self.requests[-1] if self.requests else None
+        request_id = self.site.front.new_request_id() if request is None else request.request_id
+        body = errors.envelope(error_type, message, request_id)
+        head = [
+            b"HTTP/1.1 %d %b" % (status, http.RESPONSES.get(status, b"Refused")),
+            b"Content-Type: application/json",
+            b"Content-Length: %d" % len(body),
+            b"Server: " + SERVER,
+            REQUEST_ID + b": " + request_id.encode("ascii"),
+            b"Connection: close",
+            b"",
+            b"" if request is not None and request.method == b"HEAD" else body,
+        ]
+        self.transport.write(b"\r\n".join(head))
+        if request is not None:
+            request.refused(status)
+        # Closing with unread input would reset the connection, and the answer would be lost.
+        self._closing = self.callLater(LINGER, self.abort)
+        if isinstance(self.transport, Connection) and not self.transport.TLS:
+            self.transport.loseWriteConnection()
+        else:
+            # TLS sends its close_notify, and reads on until the client's.
+            super().loseConnection()
+
+    def shut(self) -> None:
+        """Close as soon as nothing is lost by it: an idle connection now, a busy one after its answer."""
+        if self._lingering and not unsent_bytes(self.transport):
+            self.abort()
+        elif self.busy:
+            self.persistent = False
+        else:
+            self.loseConnection()
+
+    def abort(self) -> None:
+        """Close now, whatever is under way."""
+        abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
+        abort()
+
+    def _watch_closing(self) -> None:
+        """A closing connection waits for its client to take the rest; not for one that takes nothing."""
+        limit = self.site.front.config.write_timeout
+        if (self._closing is not None and self._closing.active()) or not limit or self not in self.site.channels:
+            return
+
+        def check() -> None:
+            before, self._unsent = self._unsent, unsent_bytes(self.transport)
+            if self._unsent and self._unsent < before:
+                self._closing = self.callLater(limit, check)
+            else:
+                self.abort()
+
+        self._unsent = unsent_bytes(self.transport)
+        self._closing = self.callLater(limit, check)
+
+
+class ProxySite(server.Site):
+    """The factory of our own listening ports: knows its connections, so that each can be seen out."""
+
+    requestFactory = ProxyRequest
+    protocol = Channel  # type: ignore[assignment]
+    noisy = False
+
+    def __init__(self, resource: IResource, front: Front) -> None:
+        super().__init__(resource, reactor=front.clock, parsePOSTFormSubmission=False)
+        self.front = front
+        self.channels: set[Channel] = set()
+        self._empty = Waiters()
+
+    def log(self, request: http.Request) -> None:
+        """Twisted's access log shows whole URIs. Ours is written by the requests."""
+
+    def acceptableProtocols(self) -> list[bytes]:
+        return [b"http/1.1"]
+
+    def channel_lost(self, channel: Channel) -> None:
+        self.channels.discard(channel)
+        if not self.channels:
+            self._empty.fire()
+
+    def flush(self) -> Deferred[None]:
+        """Let every connection finish what it owes its client, and close it. Fires when all are closed."""
+        empty = self._empty.wait()
+        if not self.channels:
+            self._empty.fire()
+        for channel in list(self.channels):
+            channel.shut()
+        return empty
+
+    def abort(self) -> None:
+        """Close every connection now."""
+        for channel in list(self.channels):
+            channel.abort()

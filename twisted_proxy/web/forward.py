@@ -1,0 +1,207 @@
+"""What is not ours goes upstream, and its answer comes down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
+from twisted.web.server import NOT_DONE_YET
+
+from ..relay.flight import Flight, Verdict
+from ..relay.streaming import Relay, cut, stop_body
+from ..relay.upstream import Upstream, UpstreamError
+from ..wire import body as wire_body
+from ..wire import headers
+from ..wire.target import Target
+from .answers import REQUEST_ID, answer_error
+from .channel import Front
+
+log = Logger()
+
+_DATE = b"Date"
+_SERVER = b"Server"
+
+
+def body_of(request: Request) -> bytes | None:
+    """The body of a request, on our own site or another's; ``None`` where the client sent none."""
+    if hasattr(request, "body"):
+        body: bytes | None = request.body
+        request.body = None
+        return body
+    if request.requestHeaders.hasHeader(b"Content-Length") or request.requestHeaders.hasHeader(b"Transfer-Encoding"):
+        return b"" if request.content is None else bytes(request.content.read())
+    return None
+
+
+def _text(values: Sequence[bytes] | None) -> str | None:
+    return None if values is None else b",".join(values).decode("ascii", "replace")[:1024]
+
+
+class Forwarder:
+    """Handles the requests that are for an upstream."""
+
+    def __init__(self, front: Front, upstream: Upstream) -> None:
+        self._front = front
+        self._upstream = upstream
+
+    def render(self, request: Request, flight: Flight, local: Target) -> object:
+        work = Deferred.fromCoroutine(self._forward(request, flight, local))
+        # Whatever phase it is in, a client that leaves ends it.
+        request.notifyFinish().addErrback(lambda _: work.cancel())
+        work.addErrback(self._unforeseen, request, flight)
+        return NOT_DONE_YET
+
+    async def _forward(self, request: Request, flight: Flight, local: Target) -> None:
+        body = body_of(request)
+        fields = request.requestHeaders
+        flight.body_bytes = len(body or b"")
+        flight.betas = _text(fields.getRawHeaders(b"Anthropic-Beta"))
+        if body and not fields.hasHeader(b"Content-Encoding"):
+            summary = wire_body.peek(body)
+            flight.model, flight.stream, flight.has_thinking = (
+                summary.model,
+                summary.stream,
+                summary.has_thinking,
+            )
+        version = self._upstream.provider.version if local.is_below(b"/v1") else None
+        sending = Deferred.fromCoroutine(
+            self._upstream.send(
+                request.method,
+                local.raw,
+                headers.to_upstream(fields.getAllRawHeaders(), version=version),
+                body,
+            )
+        )
+        # The upstream holds it as long as it may have to be sent again.
+        del body
+        flight.on_cut = lambda reason: self._refuse_while_draining(sending, request, flight, reason)
+        try:
+            response = await sending
+        except UpstreamError as failure:
+            self._answer_failure(request, flight, failure)
+        except CancelledError:
+            kind = flight.verdict or Verdict.CLIENT_GONE
+            flight.log_forward_error(self._now, kind=kind.value, ctx_err="canceled", status=None)
+            raise
+        else:
+            await self._relay(request, flight, response)
+
+    @property
+    def _now(self) -> float:
+        return self._front.clock.seconds()
+
+    async def _relay(self, request: Request, flight: Flight, response: IResponse) -> None:
+        try:
+            relay = self._begin_answer(request, flight, response)
+        except Exception:
+            # Nobody takes the body: its connection would stay, paused, for ever.
+            stop_body(response)
+            raise
+        try:
+            verdict = await relay.verdict
+        except CancelledError:
+            relay.stopProducing()
+            verdict = Verdict.CLIENT_GONE
+        if verdict in (Verdict.TRUNCATED, Verdict.SILENT):
+            self._log_incomplete(flight, verdict, response.code)
+
+    def _begin_answer(self, request: Request, flight: Flight, response: IResponse) -> Relay:
+        """Set the head of the answer, and let its body flow."""
+        content_type = response.headers.getRawHeaders(b"Content-Type", [b""])[0]
+        self._copy_head(request, flight, response)
+        relay = Relay(
+            self._front.clock,
+            request,
+            flight,
+            silence=self._upstream.provider.idle_timeout,
+            stall=self._front.config.write_timeout,
+            event_stream=headers.is_event_stream(content_type),
+            framed=response.length is not UNKNOWN_LENGTH or response.headers.hasHeader(b"Transfer-Encoding"),
+        )
+        flight.on_cut = relay.kill
+        # The head goes out with the first bytes that are here already, and does not wait for later ones.
+        request.write(b"")
+        response.deliverBody(relay)
+        return relay
+
+    def _log_incomplete(self, flight: Flight, verdict: Verdict, status: int) -> None:
+        timed_out = verdict is Verdict.SILENT
+        flight.log_forward_error(
+            self._now, kind=verdict.value, ctx_err="deadline_exceeded" if timed_out else "", status=status
+        )
+        log.warn(
+            "{request_id}: the answer of {upstream} to {method} {path} is incomplete ({verdict}) "
+            "after {sent} bytes; the client's connection was cut so that it can see that",
+            request_id=flight.request_id,
+            upstream=self._upstream.name,
+            method=flight.method,
+            path=flight.path,
+            verdict=verdict.value,
+            sent=flight.sent_bytes,
+        )
+
+    def _copy_head(self, request: Request, flight: Flight, response: IResponse) -> None:
+        request.setResponseCode(response.code, response.phrase)
+        own = request.responseHeaders
+        # What the upstream does not say, we do not say for it.
+        own.removeHeader(_DATE)
+        own.removeHeader(_SERVER)
+        for name, values in headers.to_downstream(response.headers.getAllRawHeaders()):
+            own.setRawHeaders(name, list(values))
+        if response.length is UNKNOWN_LENGTH or response.code == 204:
+            # It may have stood beside chunks, which override it (RFC 9112 §6.3); 204 has none (RFC 9110 §8.6).
+            own.removeHeader(b"Content-Length")
+        else:
+            own.setRawHeaders(b"Content-Length", [b"%d" % (response.length,)])
+        own.setRawHeaders(REQUEST_ID, [flight.request_id.encode("ascii")])
+        # Of `server.Request`: what the upstream does not say, again.
+        request.defaultContentType = None  # type: ignore[attr-defined]
+
+    def _answer_failure(self, request: Request, flight: Flight, failure: UpstreamError) -> None:
+        flight.verdict = Verdict.FAILED
+        timed_out = failure.error_type == "timeout_error"
+        flight.log_forward_error(
+            self._now,
+            kind=failure.kind.value,
+            ctx_err="deadline_exceeded" if timed_out else "",
+            status=failure.status,
+        )
+        log.warn(
+            "{request_id}: {method} {path} could not be forwarded: {message}",
+            request_id=flight.request_id,
+            method=flight.method,
+            path=flight.path,
+            message=failure.message,
+        )
+        flight.first_byte_at = self._now
+        answer_error(request, failure.status, failure.error_type, failure.message, flight.request_id)
+
+    def _refuse_while_draining(
+        self, sending: Deferred[IResponse], request: Request, flight: Flight, reason: str
+    ) -> None:
+        """The drain is over and the upstream has not begun to answer: there still is a status to give."""
+        flight.verdict = Verdict.DRAINED
+        answer_error(request, 529, "overloaded_error", reason, flight.request_id)
+        sending.cancel()
+
+    def _unforeseen(self, reason: Failure, request: Request, flight: Flight) -> None:
+        if reason.check(CancelledError):
+            return
+        log.failure("forwarding {method} {path} failed", reason, method=flight.method, path=flight.path)
+        if getattr(request, "channel", None) is None or request.finished:
+            return
+        flight.verdict = Verdict.FAILED
+        if request.startedWriting:
+            cut(request)
+        else:
+            answer_error(
+                request,
+                500,
+                "api_error",
+                "The proxy failed on this request. Its log says more.",
+                flight.request_id,
+            )

@@ -1,0 +1,1 @@
+"""The protocols as bytes and values: no Twisted, no I/O, no clock."""

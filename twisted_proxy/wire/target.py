@@ -1,0 +1,97 @@
+"""
+Which request targets may reach an upstream (RFC 9112 §3.2, RFC 3986 §3.3).
+
+An upstream sees the target byte for byte, so whatever two parsers could read differently stops here:
+only the origin form, only segments that mean the same to everybody.
+"""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+
+_CHARACTERS = re.compile(rb"[\x21-\x7e]+")
+_PATH = re.compile(rb"(?:/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*)+")
+# `..;x` is `..` to servers that know path parameters (RFC 3986 §3.3).
+_DOT = re.compile(rb"(?:\.|%2[Ee]){1,2}(?:;.*)?")
+_FORBIDDEN_ESCAPE = re.compile(rb"%(?:2[Ff]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])")
+
+_HARMLESS_VALUE = re.compile(r"[A-Za-z0-9_.:,-]{0,128}")
+
+QUERY_NAMES_TO_SHOW = frozenset(
+    {"after_id", "before_id", "beta", "limit", "order", "page", "purpose", "scope_id", "stream"}
+)
+
+
+class BadTarget(ValueError):
+    """The request target is none that may go on; the text says why, and is meant for the client."""
+
+
+@attrs.frozen
+class Target:
+    """
+    A request target that passed: ``path`` and ``query`` are the client's bytes.
+
+    :ivar raw: path and query as they came, ``?`` included where it came.
+    :ivar query: what follows the first ``?``; ``None`` where there is none.
+    """
+
+    raw: bytes
+    path: bytes
+    query: bytes | None
+
+    def below(self, depth: int) -> Target:
+        """This target without its first ``depth`` segments, as a resource that hangs there sees it."""
+        if not depth:
+            return self
+        rest = b"/" + b"/".join(self.path.split(b"/")[depth + 1 :])
+        return Target(rest if self.query is None else rest + b"?" + self.query, rest, self.query)
+
+    def is_below(self, root: bytes) -> bool:
+        """Whether the path is ``root`` itself (``/v1``), or below it."""
+        return self.path.startswith(root) and self.path[len(root) : len(root) + 1] in (b"", b"/")
+
+
+def parse(raw: bytes) -> Target:
+    """
+    :raises BadTarget: not in origin form, an empty, ``.`` or ``..`` segment (also in percent encoding), an encoded
+        slash, backslash or control character, or bytes that RFC 3986 does not allow in a path.
+    """
+    if not raw.startswith(b"/"):
+        raise BadTarget("the request target must begin with a single '/' (origin form)")
+    if _CHARACTERS.fullmatch(raw) is None:
+        raise BadTarget("the request target holds bytes that are not printable ASCII; percent-encode them")
+    if b"#" in raw:
+        raise BadTarget("the request target holds a fragment ('#')")
+    path, mark, query = raw.partition(b"?")
+    segments = path.split(b"/")[1:]
+    if b"" in segments[:-1]:
+        raise BadTarget("the path holds an empty segment ('//'): does the base URL end in a slash?")
+    if _PATH.fullmatch(path) is None:
+        raise BadTarget("the path holds a character that must be percent-encoded, or a broken percent encoding")
+    if _FORBIDDEN_ESCAPE.search(path) is not None:
+        raise BadTarget("the path holds an encoded slash, backslash or control character")
+    if any(_DOT.fullmatch(segment) for segment in segments):
+        raise BadTarget("the path holds a '.' or '..' segment")
+    return Target(raw, path, query if mark else None)
+
+
+def loggable_query(query: bytes | None) -> str:
+    """
+    A query for the log: names, and values only of names that are known to carry no secret.
+
+    ``beta=true&api_key=…`` gives ``beta=true&api_key=***``.
+    """
+    if not query:
+        return ""
+    return "&".join(_loggable_part(part) for part in query[:2048].decode("ascii", "replace").split("&"))
+
+
+def _loggable_part(part: str) -> str:
+    name, equals, value = part.partition("=")
+    if name not in QUERY_NAMES_TO_SHOW:
+        # A bare word may itself be the secret, also one in base64 with its padding.
+        return f"{name}=***" if value.strip("=") else "***"
+    # `beta=true;api_key=…` and `beta=true?api_key=…` hold a second name for some readers.
+    return f"{name}{equals}{value if _HARMLESS_VALUE.fullmatch(value) else '***'}"
