@@ -1,0 +1,242 @@
+"""The two commands: ``claude-proxy``, and ``twistd claude-proxy`` as far as its options go."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from twisted.application.service import IService, IServiceMaker
+from twisted.logger import capturedLogs
+from twisted.plugin import getPlugins
+from twisted.python import usage
+
+from twisted_proxy import __version__, cli, tap
+from twisted_proxy.config import SETTINGS, Config
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and an environment in which nothing is set."""
+    monkeypatch.chdir(tmp_path)
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting.env, raising=False)
+    return tmp_path
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end, in an environment without settings but ``env``."""
+    ours = {setting.env for setting in SETTINGS}
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
+    root = str(Path(__file__).parent.parent)
+    clean |= {"PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1", **env}
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=clean, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+TWISTD = "import sys; sys.argv[0] = 'twistd'; from twisted.scripts.twistd import run; run()"
+
+
+class TestCheckConfig:
+    """``claude-proxy check-config``."""
+
+    def test_prints_every_setting_with_its_source(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """One line each, aligned: name, value, source."""
+        (here / "config.yaml").write_text("server:\n  timeouts: {read: 90}\n")
+        assert cli.main(["check-config", "--port=0"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        lines = out.splitlines()
+        assert [line.split(" = ")[0].strip() for line in lines] == [setting.option for setting in SETTINGS]
+        assert len({line.index(" = ") for line in lines}) == 1
+        assert len({line.index("   (") for line in lines}) == 1
+        words = [" ".join(line.split()) for line in lines]
+        assert "port = 0 (option --port)" in words
+        assert "read-timeout = 1m30s (config.yaml: server.timeouts.read (line 2))" in words
+        assert "listen = tcp:0:interface=127.0.0.1 (from host and port)" in words
+        assert "idle-timeout = 10m (default)" in words
+
+    def test_warnings(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """What has no effect is said on standard error; the output stays a table."""
+        (here / "config.yaml").write_text("storage: {db_path: hunter2}\n")
+        assert cli.main(["check-config"]) == 0
+        out, err = capsys.readouterr()
+        assert err == "warning: config.yaml: storage.db_path (line 1) has no effect in this version\n"
+        assert "hunter2" not in out
+
+    def test_problems(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """All of them on standard error, nothing on standard output, exit status 1."""
+        assert cli.main(["check-config", "--port=x", "--hots", "y"]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "option --port: 'x'" in err
+        assert "did you mean --host?" in err
+
+    def test_needs_no_twisted(self, here: Path) -> None:
+        """It is quick: no reactor, no plugins."""
+        code = (
+            "import sys; from twisted_proxy import cli; assert cli.main(['check-config']) == 0; "
+            "assert not [name for name in sys.modules if name.split('.')[0] == 'twisted'], 'twisted is loaded'"
+        )
+        done = run("-c", code, cwd=here)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+class TestCommand:
+    """``claude-proxy`` itself."""
+
+    @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+    def test_help(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """Without arguments too: every command with what it does."""
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        for name, command in cli.COMMANDS.items():
+            assert name in out
+            assert command.summary in out
+
+    @pytest.mark.parametrize("arguments", [["--version"], ["check-config", "--version"], ["run", "--version"]])
+    def test_version(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """The version of the package."""
+        assert cli.main(arguments) == 0
+        assert capsys.readouterr().out == f"claude-proxy {__version__}\n"
+
+    @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+    def test_help_of_a_command(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """It lists every option, and does nothing else."""
+        assert cli.main([command, "--port=x", "--help"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"Usage: claude-proxy {command} [options]\n")
+        for setting in SETTINGS:
+            assert f"  --{setting.option}" in out
+
+    @pytest.mark.parametrize("name", ["serve", "--port=1", ""])
+    def test_unknown(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """An unknown command is answered with the known ones, and exit status 2."""
+        assert cli.main([name]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "run, check-config" in err
+
+    def test_run_is_twistd(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """``run`` hands its arguments to ``twistd``, in the foreground and without a pid file."""
+        import twisted.scripts.twistd
+
+        seen = []
+        monkeypatch.setattr(sys, "argv", [])
+        monkeypatch.setattr(twisted.scripts.twistd, "run", lambda: seen.append(sys.argv))
+        assert cli.main(["run", "--port", "0"]) == 0
+        assert seen == [["twistd", "--nodaemon", "--pidfile=", "claude-proxy", "--port", "0"]]
+
+
+class TestOptions:
+    """`tap.Options`, in this process."""
+
+    def test_config(self, here: Path) -> None:
+        """After parsing, the configuration is there, defaults and all."""
+        options = tap.Options()
+        options.parseOptions([])
+        assert options.config == Config()
+        options.parseOptions(["--listen=unix:x", "--drain-timeout", "1m"])
+        assert options.config == Config(listen=("unix:x",), drain_timeout=60)
+
+    def test_wrong(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A wrong configuration ends the process with one message, which is not a usage error to ``twistd``."""
+        (here / ".env").write_text("READ_TIMEOUT=soon\n")
+        with pytest.raises(SystemExit) as caught:
+            tap.Options().parseOptions(["--nope", "--port"])
+        assert isinstance(caught.value.code, str)
+        for words in ("option --nope", "option --port", ".env: READ_TIMEOUT"):
+            assert words in caught.value.code
+        assert capsys.readouterr() == ("", "")
+
+    def test_rundir_is_the_working_directory(self, here: Path) -> None:
+        """``twistd --rundir`` says where the files are, although ``twistd`` goes there later."""
+        (here / "below").mkdir()
+        (here / "below" / "config.yaml").write_text("server: {port: 7}")
+        options = tap.Options()
+        parent = usage.Options()
+        parent["rundir"] = "below"
+        options.parent = parent
+        options.parseOptions([])
+        assert options.config.listen == ("tcp:7:interface=127.0.0.1",)
+
+    def test_known_to_completion(self) -> None:
+        """Twisted's shell completion finds the options where it looks for them."""
+        assert [row[0] for row in tap.Options.optParameters] == [setting.option for setting in SETTINGS]
+
+    def test_make_service(self, here: Path) -> None:
+        """The plugin leads to a service with this configuration; warnings are logged once."""
+        (here / "config.yaml").write_text("storage: {db_path: x}\n")
+        (maker,) = [each for each in getPlugins(IServiceMaker) if each.tapname == "claude-proxy"]
+        options = maker.options()
+        options.parseOptions(["--port=0"])
+        with capturedLogs() as events:
+            service = maker.makeService(options)
+        assert IService.providedBy(service)
+        told = [event["warning"] for event in events if event["log_namespace"] == "twisted_proxy.tap"]
+        assert told == ["config.yaml: storage.db_path (line 1) has no effect in this version"]
+
+
+class TestTwistd:
+    """Real processes: what ``twistd`` makes of it cannot be seen otherwise."""
+
+    def test_wrong_configuration(self, here: Path) -> None:
+        """Exit status 1, the message on standard error alone, no traceback and no help page, no files left."""
+        done = run("-c", TWISTD, "-n", "claude-proxy", "--port=x", cwd=here, DRAIN_TIMEOUT="long")
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.splitlines()[0] == "claude-proxy: the configuration has 2 problems"
+        assert len(done.stderr.splitlines()) == 3
+        assert list(here.iterdir()) == []
+
+    def test_help(self, here: Path) -> None:
+        """``twistd claude-proxy --help`` documents every setting, and exits 0 without a reactor or a log."""
+        done = run("-c", TWISTD, "claude-proxy", "--help", cwd=here)
+        assert (done.returncode, done.stderr) == (0, "")
+        for setting in SETTINGS:
+            assert f"  --{setting.option}" in done.stdout
+            assert setting.env in done.stdout
+
+    def test_run_serves_and_leaves_nothing(self, here: Path) -> None:
+        """``claude-proxy run`` serves where it was told to, ends on SIGTERM by that signal, and leaves no pid file."""
+        root = str(Path(__file__).parent.parent)
+        environment = {"PYTHONPATH": root, "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
+        with (here / "log").open("w+") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "twisted_proxy.cli", "run", "--listen=unix:p.sock", "--log-format=json"],
+                cwd=here, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            try:
+                deadline = time.monotonic() + 30
+                # Asked again until it answers or has ended: there is nothing else to wait for.
+                while (status := _livez(here / "p.sock")) is None and process.poll() is None:
+                    assert time.monotonic() < deadline, (here / "log").read_text()
+                    time.sleep(0.02)
+                assert status == 200, (here / "log").read_text()
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(30) == -signal.SIGTERM
+            finally:
+                process.kill()
+                process.wait()
+        assert {path.name for path in here.iterdir()} <= {"log", "p.sock", "p.sock.lock"}
+
+
+def _livez(path: Path) -> int | None:
+    """The status of ``GET /livez`` over the UNIX socket at ``path``, or `None` when nobody listens there."""
+    connection = http.client.HTTPConnection("localhost")
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.settimeout(10)
+        try:
+            raw.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        connection.sock = raw
+        connection.request("GET", "/livez")
+        return connection.getresponse().status

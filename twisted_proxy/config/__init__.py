@@ -1,0 +1,26 @@
+"""The configuration: `Config`, and `load`, which makes one.
+
+Its sources are command-line options, the environment, ``.env`` and ``config.yaml``.
+Nothing here imports Twisted. `settings.SETTINGS` is the table that everything else follows.
+"""
+
+from __future__ import annotations
+
+from twisted_proxy.config.loading import ConfigError, Effective, Loaded, load
+from twisted_proxy.config.model import Config, ProviderConfig
+from twisted_proxy.config.settings import SETTINGS, Setting, describe
+from twisted_proxy.config.sources import Problem, read_arguments
+
+__all__ = [
+    "SETTINGS",
+    "Config",
+    "ConfigError",
+    "Effective",
+    "Loaded",
+    "Problem",
+    "ProviderConfig",
+    "Setting",
+    "describe",
+    "load",
+    "read_arguments",
+]

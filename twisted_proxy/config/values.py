@@ -1,0 +1,370 @@
+"""What a value of the configuration may be: the rule, how it is shown, and the words that explain it.
+
+What is written down (an option, an environment variable, a scalar of ``config.yaml``) arrives as text; what a
+program passes to ``Config`` arrives as a Python value. One `Kind` checks both.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+T = TypeVar("T")
+
+# epoll_wait(2) takes its timeout as a C int of milliseconds: a timer more than 24.8 days away, with none
+# before it, raises OverflowError out of the reactor.
+LONGEST = 480 * 3600.0
+
+
+def _quoted(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 100 else f"{shown[:96]}…{shown[-1]}"
+
+
+@attrs.frozen(kw_only=True)
+class Kind(Generic[T]):
+    """A kind of value.
+
+    ``parse`` takes text or a Python value and returns the value; it raises `ValueError`, whose message is
+    empty or says what is wrong without repeating the text. ``show`` is the inverse, for people. ``allowed``
+    finishes the sentence "allowed: …". ``metavar`` stands for the value in ``--help``. ``quote`` is how a
+    refused text may be repeated in a message.
+    """
+
+    parse: Callable[[Any], T]
+    show: Callable[[T], str] = str
+    allowed: str
+    metavar: str
+    quote: Callable[[str], str] = _quoted
+    switch: bool = False
+    """On the command line the argument may be left out, which means "true"."""
+    many: bool = False
+    """The setting takes a list; ``parse`` reads one item."""
+
+    def explain(self, reason: str) -> str:
+        """Why a value was refused, and what is allowed instead."""
+        return f"{reason or 'is not valid'}; allowed: {self.allowed}"
+
+
+def as_text(value: object) -> str:
+    """``value`` if it is text, stripped of surrounding white space; `ValueError` otherwise."""
+    if not isinstance(value, str):
+        raise ValueError("has the wrong type")
+    return value.strip()
+
+
+# -- durations -----------------------------------------------------------------------------------------------
+
+_NUMBER = r"\d+(?:\.\d*)?|\.\d+"
+_SECONDS = re.compile(_NUMBER, re.ASCII)
+_DURATION = re.compile(
+    rf"(?:(?P<h>{_NUMBER})h)?(?:(?P<m>{_NUMBER})m)?(?:(?P<s>{_NUMBER})s)?(?:(?P<ms>{_NUMBER})ms)?", re.ASCII
+)
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def parse_seconds(value: object) -> float:
+    """Seconds, from a number of them or a text such as ``300s``, ``10m``, ``1h30m``, ``500ms``, ``1.5``."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        text = as_text(value)
+        if _SECONDS.fullmatch(text):
+            seconds = float(text)
+        elif text and (match := _DURATION.fullmatch(text)):
+            seconds = math.fsum(float(match[unit] or 0) * size for unit, size in _UNITS.items())
+        elif text.startswith("-"):
+            raise ValueError("is negative")
+        else:
+            raise ValueError("is not a duration")
+    if not math.isfinite(seconds):
+        raise ValueError("is not a finite number")
+    if seconds < 0:
+        raise ValueError("is negative")
+    if seconds > LONGEST:
+        raise ValueError("is too long")
+    return seconds
+
+
+def show_seconds(seconds: float) -> str:
+    """``5400.0`` → ``1h30m``, to the microsecond; `parse_seconds` reads it back."""
+    if seconds != int(seconds):
+        return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if n]
+    return "".join(parts) or "0s"
+
+
+SECONDS = Kind(
+    parse=parse_seconds,
+    show=show_seconds,
+    allowed="a duration of 0 to 480h: 300s, 10m, 1h30m, 500ms, or bare seconds",
+    metavar="TIME",
+)
+
+# -- sizes and counts ----------------------------------------------------------------------------------------
+
+_SIZE = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<unit>[a-z]*)", re.ASCII)
+_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_LARGEST = 2**40
+
+
+def parse_size(value: object) -> int:
+    """Bytes, from a number of bytes or a text such as ``512MiB``, ``32MB``, ``64KiB``."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        size: float = value
+    else:
+        match = _SIZE.fullmatch(as_text(value).lower())
+        if match is None or match["unit"] not in _SIZES:
+            raise ValueError("is not a size")
+        number = match["number"]
+        size = (int(number) if number.isdigit() else float(number)) * _SIZES[match["unit"]]
+    if not 1 <= size <= _LARGEST:
+        raise ValueError("is out of range")
+    return int(size)
+
+
+def show_size(size: int) -> str:
+    """``33554432`` → ``32MiB``; `parse_size` reads it back."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
+
+
+SIZE = Kind(
+    parse=parse_size,
+    show=show_size,
+    allowed="a size of 1 byte to 1024GiB: 512MiB, 32MB, 64KiB, or bare bytes",
+    metavar="SIZE",
+)
+
+
+def whole(low: int, high: int) -> Callable[[object], int]:
+    """A parser of whole numbers from ``low`` to ``high``."""
+
+    def parse(value: object) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            number = value
+        else:
+            text = as_text(value)
+            # int() would take "1_000", "٣" and, past 4300 digits, raise words of its own.
+            if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+                raise ValueError("is not a whole number")
+            number = int(text)
+        if not low <= number <= high:
+            raise ValueError("is out of range")
+        return number
+
+    return parse
+
+
+RETRIES = Kind(parse=whole(0, 100), allowed="a whole number from 0 to 100", metavar="COUNT")
+parse_port = whole(0, 65535)
+PORT = Kind(parse=parse_port, allowed="a whole number from 0 to 65535 (0: any free port)", metavar="PORT")
+
+# -- choices -------------------------------------------------------------------------------------------------
+
+_SWITCH = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+
+def parse_switch(value: object) -> bool:
+    """A truth value, from a `bool` or one of the usual words."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return _SWITCH[as_text(value).lower()]
+    except KeyError:
+        raise ValueError("") from None
+
+
+SWITCH = Kind(
+    parse=parse_switch,
+    show=lambda on: "true" if on else "false",
+    allowed="true or false (also yes, no, on, off, 1, 0)",
+    metavar="true|false",
+    switch=True,
+)
+
+
+def choice(*words: str) -> Kind[str]:
+    """One of ``words``, exactly."""
+
+    def parse(value: object) -> str:
+        text = as_text(value)
+        if text not in words:
+            raise ValueError("")
+        return text
+
+    return Kind(parse=parse, allowed=" or ".join(words), metavar="|".join(words))
+
+
+# -- names and places ----------------------------------------------------------------------------------------
+
+
+def parse_version(value: object) -> str:
+    """What may be the value of an ``anthropic-version`` header: it is sent as it stands."""
+    text = as_text(value)
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+        raise ValueError("")
+    return text
+
+
+VERSION = Kind(
+    parse=parse_version,
+    allowed="a version such as 2023-06-01 (letters, digits, '.', '_', '-')",
+    metavar="VERSION",
+)
+
+
+def parse_path(value: object) -> str:
+    """The name of a file, not empty."""
+    text = as_text(value)
+    if not text or "\0" in text:
+        raise ValueError("is not the name of a file")
+    return text
+
+
+PATH = Kind(parse=parse_path, allowed="the name of a file", metavar="PATH")
+
+_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?", re.ASCII)
+
+
+def parse_host(value: object) -> str:
+    """The address to bind: an IP address (an IPv6 one may stand in brackets) or a name."""
+    text = as_text(value)
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        # A last label of digits only is an IPv4 address that went wrong, never a name (RFC 3696 §2).
+        if not _NAME.fullmatch(text) or len(text) > 253 or text.rstrip(".").rpartition(".")[2].isdigit():
+            raise ValueError("is neither an address nor a host name") from None
+        return text
+    return bare
+
+
+HOST = Kind(
+    parse=parse_host,
+    allowed="an address such as 127.0.0.1, 0.0.0.0, ::1 or ::, or a host name",
+    metavar="ADDRESS",
+)
+
+
+def quote_url(text: str) -> str:
+    """``text`` for a message, without user name, password, query and fragment: each may hold a credential."""
+    head, at, tail = text.rpartition("@")
+    if at:
+        scheme, separator, _ = head.partition("://")
+        text = f"{scheme}{separator}***@{tail}" if separator else f"***@{tail}"
+    return _quoted(re.sub(r"([?#]).+", r"\1***", text, flags=re.DOTALL))
+
+
+def parse_base_url(value: object) -> str:
+    """The URL below which an upstream lives: ``http`` or ``https``, a host, perhaps a port and a path.
+
+    The path is a prefix, kept without trailing slash. User name and password, query and fragment are refused.
+    """
+    text = as_text(value)
+    if not re.fullmatch(r"[!-~]+", text) or re.search(r'[\\"<>^`{|}]', text):
+        raise ValueError("holds a character that no URL has")
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in ("http", "https"):
+        raise ValueError("does not start with http:// or https://")
+    if "?" in rest or "#" in rest:
+        raise ValueError("has a query or a fragment")
+    authority, slash, path = rest.partition("/")
+    if "@" in authority:
+        raise ValueError("holds a user name or password")
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?", authority)
+    if not match or (match[2] and not 0 < int(match[2]) < 65536):
+        raise ValueError("has no valid host and port")
+    try:
+        parse_host(match[1])
+    except ValueError:
+        raise ValueError("has no valid host") from None
+    if any(segment in (".", "..") for segment in path.split("/")) or re.search(r"%(?![0-9A-Fa-f]{2})", path):
+        raise ValueError("has no valid path")
+    return f"{scheme}://{authority}{(slash + path).rstrip('/')}"
+
+
+BASE_URL = Kind(
+    parse=parse_base_url,
+    allowed="http://HOST[:PORT][/PREFIX] or https://…, without user name, password, query and fragment",
+    metavar="URL",
+    quote=quote_url,
+)
+
+# -- endpoints -----------------------------------------------------------------------------------------------
+
+
+def tcp_endpoint(host: str, port: int) -> str:
+    """The Twisted endpoint string that listens on ``host`` and ``port``: colons of an address are escaped."""
+    return f"tcp:{port}:interface={_escape(host)}"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\:=])", r"\\\1", text)
+
+
+def _arguments(description: str) -> tuple[list[str], dict[str, str]]:
+    # The grammar of twisted.internet.endpoints.serverFromString: fields are separated by ":", a field is
+    # "value" or "name=value", and a backslash takes the next character as it is.
+    positional: list[str] = []
+    named: dict[str, str] = {}
+    for field in re.findall(r"(?:^|:)((?:\\.|[^\\:])*)", description, re.DOTALL):
+        match = re.fullmatch(r"((?:\\.|[^\\=])*)=(.*)", field, re.DOTALL)
+        if match:
+            named[re.sub(r"\\(.)", r"\1", match[1])] = re.sub(r"\\(.)", r"\1", match[2])
+        else:
+            positional.append(re.sub(r"\\(.)", r"\1", field))
+    return positional, named
+
+
+def parse_endpoint(value: object) -> str:
+    """One Twisted endpoint string of type ``tcp``, ``ssl``, ``unix`` or ``systemd``.
+
+    Only the type and a port are checked here; what else a type takes is Twisted's to check, when listening.
+    """
+    text = as_text(value)
+    if not re.fullmatch(r"(?:\\.|[^\\\0])*", text, re.DOTALL):
+        raise ValueError("ends in the middle of an escape")
+    kind, colon, rest = text.partition(":")
+    if kind not in ("tcp", "ssl", "unix", "systemd"):
+        raise ValueError("is not of a known type")
+    if not colon or not rest:
+        raise ValueError("says nothing after its type")
+    positional, named = _arguments(rest)
+    if kind in ("tcp", "ssl"):
+        try:
+            parse_port(positional[0] if positional else named.get("port", ""))
+        except ValueError:
+            raise ValueError("has no port from 0 to 65535") from None
+    elif kind == "unix" and not (positional[0] if positional else named.get("address")):
+        raise ValueError("names no path")
+    return text
+
+
+ENDPOINT = Kind(
+    parse=parse_endpoint,
+    allowed="a Twisted endpoint string: tcp:PORT[:interface=ADDRESS], ssl:PORT:privateKey=FILE:certKey=FILE, "
+    "unix:PATH, systemd:domain=INET:index=NUMBER",
+    metavar="ENDPOINT",
+    many=True,
+)
