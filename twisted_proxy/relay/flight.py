@@ -8,6 +8,7 @@ from collections.abc import Callable
 import attrs
 
 from .. import logs
+from ..wire.target import loggable_query
 
 
 class Verdict(enum.Enum):
@@ -36,7 +37,7 @@ class Flight:
 
     Times are of the reactor's clock, in seconds.
 
-    :ivar query: as it may be logged: without the values that could be secrets.
+    :ivar query: as it came; it may hold secrets.
     :ivar body_bytes: of the request, as far as they came.
     :ivar sent_bytes: of the answer's body, as far as they were written.
     :ivar on_cut: ends the answer visibly.
@@ -45,7 +46,7 @@ class Flight:
     request_id: str
     method: str
     path: str
-    query: str
+    query: bytes | None
     received_at: float
     on_cut: Callable[[str], None]
     model: str | None = None
@@ -92,7 +93,7 @@ class Flight:
                 "body_bytes": self.body_bytes,
                 "has_thinking": self.has_thinking,
                 "anthropic_beta": self.betas,
-                "query": self.query,
+                "query": loggable_query(self.query),
                 "elapsed": now - self.received_at,
                 "ctx_err": ctx_err,
                 "kind": kind,

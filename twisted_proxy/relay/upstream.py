@@ -5,7 +5,6 @@ One upstream: a request goes out, the head of its answer comes back, or a failur
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
 
 import attrs
 from OpenSSL import SSL
@@ -138,7 +137,7 @@ class Upstream:
         self,
         method: bytes,
         target: bytes,
-        fields: Iterable[tuple[bytes, Sequence[bytes]]],
+        headers: Headers,
         body: bytes | None,
     ) -> IResponse:
         """
@@ -147,14 +146,12 @@ class Upstream:
         Connection attempts that sent nothing are repeated up to ``max_retries`` times. The body of the response must
         be taken or stopped by the caller.
 
+        :param headers: all that go up but ``Host`` and the framing.
         :param target: path and query, which go on byte for byte behind the base URL.
         :param body: ``None`` where the client sent no body at all.
         :raises UpstreamError: there will be no answer.
         :raises CancelledError: when cancelled; the connection is closed.
         """
-        headers = Headers()
-        for name, values in fields:
-            headers.setRawHeaders(name, list(values))
         attempts = 0
         while True:
             attempts += 1

@@ -74,7 +74,7 @@ class Front:
             request_id=request_id,
             method=method.decode("ascii", "replace"),
             path=local.path.decode("ascii"),
-            query=target.loggable_query(local.query),
+            query=local.query,
             received_at=self.clock.seconds(),
             on_cut=on_cut,
         )
@@ -170,6 +170,20 @@ class ProxyRequest(server.Request):
             self.args = {}
         self.process()
 
+    def process(self) -> None:
+        if self.flight is None:
+            super().process()
+            return
+        # What Twisted does on the way to a resource, the answers of upstreams have no use for: `Date`, `Server`,
+        # percent-decoded segments.
+        self.site = self.channel.site
+        self.prepath = []
+        self.postpath = []
+        try:
+            self.site.resource.render(self)
+        except Exception:  # noqa: BLE001 - as in `server.Request.process`
+            self.processingFailed(Failure())
+
     def processingFailed(self, reason: Failure) -> Failure:
         """Twisted's answer is HTML; and once the answer has begun, it would look whole."""
         log.failure("handling {method} {path} failed", reason, method=self.method, path=self.path)
@@ -244,7 +258,7 @@ class ProxyRequest(server.Request):
             request_id=self.request_id,
             method=self.method.decode("ascii", "replace"),
             path=path,
-            query="",
+            query=None,
             received_at=self.received_at,
             on_cut=self._cut,
             status=self.code,
@@ -287,10 +301,12 @@ class Channel(http.HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         if self._lingering:
             return
-        if not self._receiving and not self._handlingRequest:
-            self._receiving = True
-            self.setTimeout(self.site.front.config.read_timeout or None)
+        begins = not self._receiving and not self._handlingRequest
+        self._receiving = self._receiving or begins
         super().dataReceived(data)
+        if begins and self._receiving:
+            # There is more to come.
+            self.setTimeout(self.site.front.config.read_timeout or None)
 
     def allHeadersReceived(self) -> None:
         request = self.requests[-1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request
+from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from twisted.web.server import NOT_DONE_YET
 
@@ -21,9 +22,6 @@ from .answers import REQUEST_ID, answer_error
 from .channel import Front
 
 log = Logger()
-
-_DATE = b"Date"
-_SERVER = b"Server"
 
 
 def body_of(request: Request) -> bytes | None:
@@ -41,6 +39,12 @@ def _text(values: Sequence[bytes] | None) -> str | None:
     return None if values is None else b",".join(values).decode("ascii", "replace")[:1024]
 
 
+def _remove(fields: Headers, names: frozenset[bytes]) -> None:
+    for name, _ in list(fields.getAllRawHeaders()):
+        if name.lower() in names:
+            fields.removeHeader(name)
+
+
 class Forwarder:
     """Handles the requests that are for an upstream."""
 
@@ -49,13 +53,13 @@ class Forwarder:
         self._upstream = upstream
 
     def render(self, request: Request, flight: Flight, local: Target) -> object:
-        work = Deferred.fromCoroutine(self._forward(request, flight, local))
+        work: Deferred[None] = Deferred.fromCoroutine(self._forward(request, flight, local, lambda: work.cancel()))
         # Whatever phase it is in, a client that leaves ends it.
         request.notifyFinish().addErrback(lambda _: work.cancel())
         work.addErrback(self._unforeseen, request, flight)
         return NOT_DONE_YET
 
-    async def _forward(self, request: Request, flight: Flight, local: Target) -> None:
+    async def _forward(self, request: Request, flight: Flight, local: Target, cancel: Callable[[], None]) -> None:
         body = body_of(request)
         fields = request.requestHeaders
         flight.body_bytes = len(body or b"")
@@ -67,20 +71,10 @@ class Forwarder:
                 summary.stream,
                 summary.has_thinking,
             )
-        version = self._upstream.provider.version if local.is_below(b"/v1") else None
-        sending = Deferred.fromCoroutine(
-            self._upstream.send(
-                request.method,
-                local.raw,
-                headers.to_upstream(fields.getAllRawHeaders(), version=version),
-                body,
-            )
-        )
-        # The upstream holds it as long as it may have to be sent again.
-        del body
-        flight.on_cut = lambda reason: self._refuse_while_draining(sending, request, flight, reason)
+        self._choose_fields(fields, local)
+        flight.on_cut = lambda reason: self._refuse_while_draining(cancel, request, flight, reason)
         try:
-            response = await sending
+            response = await self._upstream.send(request.method, local.raw, fields, body)
         except UpstreamError as failure:
             self._answer_failure(request, flight, failure)
         except CancelledError:
@@ -88,6 +82,8 @@ class Forwarder:
             flight.log_forward_error(self._now, kind=kind.value, ctx_err="canceled", status=None)
             raise
         else:
+            # A conversation of a megabyte need not wait for the answer to end.
+            del body
             await self._relay(request, flight, response)
 
     @property
@@ -112,6 +108,7 @@ class Forwarder:
     def _begin_answer(self, request: Request, flight: Flight, response: IResponse) -> Relay:
         """Set the head of the answer, and let its body flow."""
         content_type = response.headers.getRawHeaders(b"Content-Type", [b""])[0]
+        framed = response.length is not UNKNOWN_LENGTH or response.headers.hasHeader(b"Transfer-Encoding")
         self._copy_head(request, flight, response)
         relay = Relay(
             self._front.clock,
@@ -120,7 +117,7 @@ class Forwarder:
             silence=self._upstream.provider.idle_timeout,
             stall=self._front.config.write_timeout,
             event_stream=headers.is_event_stream(content_type),
-            framed=response.length is not UNKNOWN_LENGTH or response.headers.hasHeader(b"Transfer-Encoding"),
+            framed=framed,
         )
         flight.on_cut = relay.kill
         # The head goes out with the first bytes that are here already, and does not wait for later ones.
@@ -144,21 +141,30 @@ class Forwarder:
             sent=flight.sent_bytes,
         )
 
+    def _choose_fields(self, fields: Headers, local: Target) -> None:
+        """Leave of a request's fields those that go upstream."""
+        _remove(fields, headers.not_upstream(fields.getRawHeaders(b"Connection", ())))
+        # Answers must be bytes that every client can read, and the record.
+        fields.setRawHeaders(b"Accept-Encoding", [b"identity"])
+        if local.is_below(b"/v1") and not fields.hasHeader(b"Anthropic-Version"):
+            fields.setRawHeaders(b"Anthropic-Version", [self._upstream.provider.version.encode("ascii")])
+
     def _copy_head(self, request: Request, flight: Flight, response: IResponse) -> None:
+        """Status and fields of the answer, and nothing that the upstream does not say, but our id."""
         request.setResponseCode(response.code, response.phrase)
-        own = request.responseHeaders
-        # What the upstream does not say, we do not say for it.
-        own.removeHeader(_DATE)
-        own.removeHeader(_SERVER)
-        for name, values in headers.to_downstream(response.headers.getAllRawHeaders()):
-            own.setRawHeaders(name, list(values))
+        # The channel may have decided to close.
+        closing = request.responseHeaders.getRawHeaders(b"Connection")
+        request.responseHeaders = fields = response.headers
+        _remove(fields, headers.not_downstream(fields.getRawHeaders(b"Connection", ())))
         if response.length is UNKNOWN_LENGTH or response.code == 204:
             # It may have stood beside chunks, which override it (RFC 9112 §6.3); 204 has none (RFC 9110 §8.6).
-            own.removeHeader(b"Content-Length")
+            fields.removeHeader(b"Content-Length")
         else:
-            own.setRawHeaders(b"Content-Length", [b"%d" % (response.length,)])
-        own.setRawHeaders(REQUEST_ID, [flight.request_id.encode("ascii")])
-        # Of `server.Request`: what the upstream does not say, again.
+            fields.setRawHeaders(b"Content-Length", [b"%d" % (response.length,)])
+        fields.setRawHeaders(REQUEST_ID, [flight.request_id.encode("ascii")])
+        if closing is not None:
+            fields.setRawHeaders(b"Connection", closing)
+        # Of `server.Request`, which would say what it thinks that this is.
         request.defaultContentType = None  # type: ignore[attr-defined]
 
     def _answer_failure(self, request: Request, flight: Flight, failure: UpstreamError) -> None:
@@ -180,13 +186,11 @@ class Forwarder:
         flight.first_byte_at = self._now
         answer_error(request, failure.status, failure.error_type, failure.message, flight.request_id)
 
-    def _refuse_while_draining(
-        self, sending: Deferred[IResponse], request: Request, flight: Flight, reason: str
-    ) -> None:
+    def _refuse_while_draining(self, cancel: Callable[[], None], request: Request, flight: Flight, reason: str) -> None:
         """The drain is over and the upstream has not begun to answer: there still is a status to give."""
         flight.verdict = Verdict.DRAINED
         answer_error(request, 529, "overloaded_error", reason, flight.request_id)
-        sending.cancel()
+        cancel()
 
     def _unforeseen(self, reason: Failure, request: Request, flight: Flight) -> None:
         if reason.check(CancelledError):

@@ -1,15 +1,8 @@
-"""
-Which fields cross the proxy, in each direction.
-
-A field set is what Twisted's ``Headers.getAllRawHeaders()`` gives: names with the list of their values,
-repeated fields kept apart and in order. Names may come in any case.
-"""
+"""Which fields cross the proxy, in each direction, and which stop here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-Fields = Iterable[tuple[bytes, Sequence[bytes]]]
+from collections.abc import Iterable
 
 HOP_BY_HOP = frozenset(
     {
@@ -26,7 +19,7 @@ HOP_BY_HOP = frozenset(
 )
 """Fields that concern one connection (RFC 9110 §7.6.1), and those that name the trailers, which stop here."""
 
-_REQUEST_ONLY = HOP_BY_HOP | {
+_NOT_UPSTREAM = HOP_BY_HOP | {
     # Ours to write: the upstream's name, the length of what we send.
     b"host",
     b"content-length",
@@ -36,41 +29,28 @@ _REQUEST_ONLY = HOP_BY_HOP | {
     b"expect",
 }
 
-IDENTITY = (b"Accept-Encoding", (b"identity",))
-
 
 def connection_options(values: Iterable[bytes]) -> frozenset[bytes]:
     """The options of all ``Connection`` fields, in lower case (RFC 9110 §7.6.1)."""
     return frozenset(option for value in values for part in value.split(b",") if (option := part.strip(b" \t").lower()))
 
 
-def _crossing(fields: Fields, dropped: frozenset[bytes]) -> list[tuple[bytes, Sequence[bytes]]]:
-    fields = list(fields)
-    for name, values in fields:
-        # Read before `Connection` itself is dropped.
-        if name.lower() == b"connection":
-            dropped = dropped | connection_options(values)
-    return [(name, values) for name, values in fields if name.lower() not in dropped]
-
-
-def to_upstream(fields: Fields, *, version: str | None = None) -> list[tuple[bytes, Sequence[bytes]]]:
+def not_upstream(connection: Iterable[bytes]) -> frozenset[bytes]:
     """
-    The fields of a request as they go upstream.
+    The fields of a request that do not go upstream, in lower case.
 
-    All but the hop-by-hop ones, ``Host``, ``Content-Length`` and ``Expect``; with ``Accept-Encoding: identity``.
-
-    :param version: the ``anthropic-version`` to add where the client sent none.
+    :param connection: the values of its ``Connection`` fields.
     """
-    crossing = _crossing(fields, _REQUEST_ONLY)
-    crossing.append(IDENTITY)
-    if version is not None and not any(name.lower() == b"anthropic-version" for name, _ in crossing):
-        crossing.append((b"Anthropic-Version", (version.encode("ascii"),)))
-    return crossing
+    return _NOT_UPSTREAM | connection_options(connection) if connection else _NOT_UPSTREAM
 
 
-def to_downstream(fields: Fields) -> list[tuple[bytes, Sequence[bytes]]]:
-    """The fields of an answer as they go to the client: all but the hop-by-hop ones."""
-    return _crossing(fields, HOP_BY_HOP)
+def not_downstream(connection: Iterable[bytes]) -> frozenset[bytes]:
+    """
+    The fields of an answer that do not go to the client, in lower case.
+
+    :param connection: the values of its ``Connection`` fields.
+    """
+    return HOP_BY_HOP | connection_options(connection) if connection else HOP_BY_HOP
 
 
 def is_event_stream(content_type: bytes | None) -> bool:

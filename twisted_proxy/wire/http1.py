@@ -292,6 +292,8 @@ class ResponseReader:
                 if self._trailer_bytes + length > MAX_TRAILER_BYTES:
                     raise ProtocolError(f"the trailer section is longer than {MAX_TRAILER_BYTES} bytes")
                 if end < 0:
+                    if data.find(b"\n", max(searched, position)) >= 0:
+                        raise ProtocolError("a line of the trailer section does not end in CRLF")
                     break
                 line = bytes(data[position:end])
                 position = end + 2

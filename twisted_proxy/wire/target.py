@@ -8,6 +8,7 @@ only the origin form, only segments that mean the same to everybody.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import attrs
 
@@ -58,6 +59,10 @@ def parse(raw: bytes) -> Target:
     :raises BadTarget: not in origin form, an empty, ``.`` or ``..`` segment (also in percent encoding), an encoded
         slash, backslash or control character, or bytes that RFC 3986 does not allow in a path.
     """
+    return _parse_often(raw) if len(raw) <= _SHORT else _parse(raw)
+
+
+def _parse(raw: bytes) -> Target:
     if not raw.startswith(b"/"):
         raise BadTarget("the request target must begin with a single '/' (origin form)")
     if _CHARACTERS.fullmatch(raw) is None:
@@ -75,6 +80,11 @@ def parse(raw: bytes) -> Target:
     if any(_DOT.fullmatch(segment) for segment in segments):
         raise BadTarget("the path holds a '.' or '..' segment")
     return Target(raw, path, query if mark else None)
+
+
+_SHORT = 256
+# Most requests have one of a handful of targets.
+_parse_often = lru_cache(maxsize=256)(_parse)
 
 
 def loggable_query(query: bytes | None) -> str:
