@@ -5,11 +5,10 @@ The proxy as a service: what is built from what, and the order in which it start
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from twisted.application.service import Service
 from twisted.internet import endpoints
@@ -21,7 +20,7 @@ from twisted.web.iweb import IAgent
 from twisted.web.resource import IResource
 
 from .config import Config
-from .logs import JSONObserver
+from .logs import observer
 from .relay.connection import OriginAgent
 from .relay.upstream import Upstream, endpoint_for, origin_of
 from .runtime import Drain, DrainEnd, Gauge
@@ -117,20 +116,23 @@ class ProxyServer(ProxyService):
     The proxy with listening ports of its own, as ``twistd claude-proxy`` runs it.
 
     Starting fails with ``SystemExit`` and words where a port cannot be had: a process that is deaf must not run on.
+
+    :param log_file: where the application's log goes, in the configured format; ``None`` leaves it to ``twistd``.
     """
 
-    def __init__(self, config: Config, reactor: Any, **kwargs: Any) -> None:
+    def __init__(self, config: Config, reactor: Any, *, log_file: TextIO | None = None, **kwargs: Any) -> None:
         super().__init__(config, reactor, **kwargs)
+        self._log_file = log_file
         self.site = ProxySite(self.resource(), self.front)
         self.ports: list[IListeningPort] = []
         self._handlers: dict[int, Any] = {}
-        self._hurried = False
+        self._told_to_stop = False
 
     def setServiceParent(self, parent: Any) -> None:
         super().setServiceParent(parent)
-        # twistd asks the application which observer it wants; text is its own.
-        if self.config.log_format == "json" and hasattr(parent, "setComponent"):
-            parent.setComponent(ILogObserver, JSONObserver(sys.stdout))
+        # twistd asks the application which observer it wants.
+        if self._log_file is not None and hasattr(parent, "setComponent"):
+            parent.setComponent(ILogObserver, observer(self.config.log_format, self._log_file))
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
@@ -156,7 +158,6 @@ class ProxyServer(ProxyService):
         self._reactor.callWhenRunning(self._take_signals)
 
     def hurry(self) -> None:
-        self._hurried = True
         if self.drain.end is not None:
             # Already past the gauge: what is left are clients that take their time.
             self.site.abort()
@@ -205,6 +206,10 @@ class ProxyServer(ProxyService):
             log.info("received {signal} while draining: stopping now", signal=name)
             self.hurry()
             return
+        if self._told_to_stop:
+            # A terminal and a wrapper tell it twice at once: that is no second thought.
+            return
+        self._told_to_stop = True
         log.info("received {signal}", signal=name)
         if number == signal.SIGINT:
             # Somebody sits there: no balancer has to see us leave.

@@ -5,14 +5,18 @@ This is the only module that imports the reactor.
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
-from typing import ClassVar, NoReturn
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, NoReturn, TextIO, cast
 
 from twisted.application.service import IService
 from twisted.copyright import version as twisted_version
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.logfile import LogFile
 
 from twisted_proxy import __version__
 from twisted_proxy.config import SETTINGS, Config, ConfigError, describe, load, read_arguments
@@ -79,4 +83,24 @@ def makeService(options: Options) -> IService:
 
     for warning in options.warnings:
         log.warn("configuration: {warning}", warning=warning)
-    return ProxyServer(options.config, reactor)
+    return ProxyServer(options.config, reactor, log_file=log_file(options.parent or {}))
+
+
+def log_file(twistd: Mapping[str, object]) -> TextIO | None:
+    """Where ``twistd`` was told to log; ``None`` where it was told how, too (``--logger``, ``--syslog``)."""
+    if twistd.get("logger") or twistd.get("syslog"):
+        return None
+    name = str(twistd.get("logfile") or ("" if twistd.get("nodaemon") else "twistd.log"))
+    if name in ("", "-"):
+        return sys.stdout
+    file = LogFile.fromFullPath(str(Path(name).absolute()))
+
+    def rotate(*_: object) -> None:
+        from twisted.internet import reactor
+
+        cast("IReactorFromThreads", reactor).callFromThread(file.rotate)
+
+    # As twistd does for its own file.
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, rotate)
+    return cast("TextIO", file)

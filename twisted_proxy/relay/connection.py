@@ -29,6 +29,7 @@ from twisted.internet.interfaces import (
     ITransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from twisted.web.client import (
     RequestGenerationFailed,
@@ -180,6 +181,9 @@ class UpstreamConnection(Protocol):
         if set_no_delay is not None:
             set_no_delay(True)
         if not self._tls:
+            if isinstance(self.transport, Connection):
+                # The endpoint's wrapper has done its work; every read would go through it.
+                self.transport.protocol = self
             self._established(self)
 
     def handshakeCompleted(self) -> None:
@@ -278,17 +282,17 @@ class UpstreamConnection(Protocol):
         if self._closed or handle is None:
             return self._closed
         if isinstance(handle, SSL.Connection):
-            # What may wait there are TLS's own records; its end shows as an end all the same.
+            # What waits there may be a close_notify that nobody has read yet.
             handle = getattr(getattr(self.transport, "transport", None), "socket", None)
         if not isinstance(handle, socket.socket):
             return False
         try:
-            waiting = handle.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            handle.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
-            return True
-        return not waiting or not self._tls
+            pass
+        return True
 
     def close(self) -> None:
         """Close an idle connection politely."""
@@ -442,7 +446,7 @@ class OriginAgent:
                 connection.abort()
 
         def time_out() -> None:
-            connected.errback(Failure(ConnectTimeout(f"no connection within {CONNECT_TIMEOUT:g}s")))
+            connected.errback(Failure(ConnectTimeout("no connection, or no TLS handshake, in time")))
             abandon()
 
         def established(connection: UpstreamConnection) -> None:
@@ -470,7 +474,9 @@ class OriginAgent:
 
         connected: Deferred[UpstreamConnection] = Deferred(lambda _: abandon())
         timer = self._clock.callLater(CONNECT_TIMEOUT, time_out)
-        attempt = self._endpoint.connect(Factory.forProtocol(build))
+        factory = Factory.forProtocol(build)
+        factory.noisy = False
+        attempt = self._endpoint.connect(factory)
         attempt.addCallbacks(lambda _: None, failed)
         return connected
 

@@ -224,7 +224,7 @@ class Upstream:
             case FailureKind.UNREACHABLE:
                 return f"could not be reached ({_words(problem)}). Check this machine's network."
             case FailureKind.CONNECT_TIMEOUT:
-                return f"accepted no connection within {CONNECT_TIMEOUT:g} seconds."
+                return f"made no connection (TLS included) within {CONNECT_TIMEOUT:g} s."
             case FailureKind.TLS:
                 return f"could not be spoken to over TLS: {_words(problem)}"
             case FailureKind.RESET:
@@ -232,10 +232,10 @@ class Upstream:
             case FailureKind.PROTOCOL:
                 return f"sent something that is no HTTP/1.1 response: {_words(problem)}"
             case FailureKind.UPLOAD_STALLED:
-                return f"took no byte of the request body for {self.provider.idle_timeout:g} seconds."
+                return f"took no byte of the request body for {self.provider.idle_timeout:g} s (UPSTREAM_IDLE_TIMEOUT)."
             case _:
                 return (
-                    f"did not begin to answer within {self.provider.response_header_timeout:g} seconds "
+                    f"did not begin to answer within {self.provider.response_header_timeout:g} s "
                     "(ANTHROPIC_RESPONSE_HEADER_TIMEOUT). It may still be working on the request."
                 )
 

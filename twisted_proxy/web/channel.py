@@ -37,6 +37,9 @@ log = Logger()
 MAX_HEADER_BYTES = 64 * 1024
 """Request line and header block. Claude Code's headers can pass Twisted's 16 KiB."""
 
+ONE_PIECE = 8 * 1024
+"""Up to so many bytes, what begins a request is not worth cutting into head and body."""
+
 LINGER = 10.0
 """Seconds that a refused client may go on sending before the connection is closed under it (RFC 9112 §9.6)."""
 
@@ -171,7 +174,7 @@ class ProxyRequest(server.Request):
         self.process()
 
     def process(self) -> None:
-        if self.flight is None:
+        if self.flight is None and self.uri != b"*":
             super().process()
             return
         # What Twisted does on the way to a resource, the answers of upstreams have no use for: `Date`, `Server`,
@@ -227,11 +230,12 @@ class ProxyRequest(server.Request):
                 self.flight.status = self.code
             self._over(self.flight, Verdict.CLIENT_GONE)
 
-    def refused(self, status: int) -> None:
-        """The channel has answered in our place."""
+    def refused(self, status: int, sent: int) -> None:
+        """The channel has answered in our place, with a body of so many bytes."""
         self._pieces.clear()
         if self.flight is not None:
             self.flight.status = status
+            self.flight.sent_bytes = sent
             self._over(self.flight, Verdict.REFUSED)
 
     # Inside
@@ -287,6 +291,7 @@ class Channel(http.HTTPChannel):
         super().__init__()
         self._sent = Waiters()
         self._lingering = False
+        self._closed = False
         self._receiving = False
         self._closing: IDelayedCall | None = None
         self._unsent = 0
@@ -303,6 +308,12 @@ class Channel(http.HTTPChannel):
             return
         begins = not self._receiving and not self._handlingRequest
         self._receiving = self._receiving or begins
+        if begins and len(data) > ONE_PIECE:
+            # Twisted cuts off line by line, and copies the rest of the buffer each time: keep the body out of that.
+            end_of_head = data.find(b"\r\n\r\n") + 4
+            if end_of_head >= 4:
+                super().dataReceived(data[:end_of_head])
+                data = data[end_of_head:]
         super().dataReceived(data)
         if begins and self._receiving:
             # There is more to come.
@@ -319,6 +330,10 @@ class Channel(http.HTTPChannel):
         expected = request.requestHeaders.getRawHeaders(b"Expect", [])
         if self._version == b"HTTP/1.1" and [value.lower() for value in expected] == [b"100-continue"]:
             self._send100Continue()
+
+    def lineReceived(self, line: bytes) -> None:
+        if not self._lingering:
+            super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
         if not self._lingering:
@@ -362,12 +377,15 @@ class Channel(http.HTTPChannel):
             self.refuse(
                 408,
                 "timeout_error",
-                f"No byte of the request came for {self.site.front.config.read_timeout:g} seconds (READ_TIMEOUT).",
+                f"No byte of the request came for {self.site.front.config.read_timeout:g} s (READ_TIMEOUT).",
             )
         else:
             self.loseConnection()
 
     def loseConnection(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         super().loseConnection()
         self._watch_closing()
 
@@ -419,13 +437,14 @@ class Channel(http.HTTPChannel):
         ]
         self.transport.write(b"\r\n".join(head))
         if request is not None:
-            request.refused(status)
+            request.refused(status, len(body))
         # Closing with unread input would reset the connection, and the answer would be lost.
         self._closing = self.callLater(LINGER, self.abort)
         if isinstance(self.transport, Connection) and not self.transport.TLS:
             self.transport.loseWriteConnection()
         else:
             # TLS sends its close_notify, and reads on until the client's.
+            self._closed = True
             super().loseConnection()
 
     def shut(self) -> None:

@@ -1,0 +1,56 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import implementer
+
+from tests.processes import Proxy, StandIn, proxy, standin
+
+pytest.register_assert_rewrite("tests.sdk_contract")
+
+
+@implementer(ILogObserver)
+class _Kept(list[LogEvent]):
+    def __call__(self, event: LogEvent) -> None:
+        self.append(event)
+
+
+@pytest.fixture
+def logs() -> Iterator[list[LogEvent]]:
+    """What is logged while the test runs."""
+    kept = _Kept()
+    globalLogPublisher.addObserver(kept)
+    yield kept
+    globalLogPublisher.removeObserver(kept)
+
+
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """The misbehaving stand-in, one for all tests: tell requests apart by `StandIn.mark`, never `reset` it."""
+    with standin(tmp_path_factory.mktemp("standin")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tls_upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """The same over TLS."""
+    with standin(tmp_path_factory.mktemp("standin-tls"), tls=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def proxied(tmp_path_factory: pytest.TempPathFactory, upstream: StandIn) -> Iterator[Proxy]:
+    """A real ``twistd -n claude-proxy`` before `upstream`, with default settings."""
+    with proxy(tmp_path_factory.mktemp("proxy"), upstream) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tls_proxied(tmp_path_factory: pytest.TempPathFactory, tls_upstream: StandIn) -> Iterator[Proxy]:
+    """The same before `tls_upstream`."""
+    with proxy(tmp_path_factory.mktemp("proxy-tls"), tls_upstream) as running:
+        yield running
