@@ -51,6 +51,7 @@ class Flight:
     on_cut: Callable[[str], None]
     model: str | None = None
     stream: bool | None = None
+    demoted: bool = False
     has_thinking: bool | None = None
     betas: str | None = None
     body_bytes: int = 0
@@ -78,6 +79,7 @@ class Flight:
                 "verdict": (self.verdict or Verdict.FAILED).value,
                 "model": self.model,
                 "stream": self.stream,
+                "demoted": self.demoted,
                 "body_bytes": self.body_bytes,
             },
         )
@@ -98,5 +100,6 @@ class Flight:
                 "ctx_err": ctx_err,
                 "kind": kind,
                 "status": status,
+                "demoted": self.demoted,
             },
         )

@@ -51,9 +51,18 @@ class FailureKind(enum.Enum):
     UPLOAD_STALLED = "upload_stalled"
     HEADER_TIMEOUT = "header_timeout"
     INTERNAL = "internal"
+    # Of an answer that was to be folded into one message:
+    SILENT = "silent"
+    TRUNCATED = "truncated"
+    MALFORMED = "malformed"
+    BAD_TOOL_INPUT = "bad_tool_input"
+    TOO_LARGE = "too_large"
+    ENCODED = "encoded"
 
 
-_TIMEOUTS = frozenset({FailureKind.CONNECT_TIMEOUT, FailureKind.UPLOAD_STALLED, FailureKind.HEADER_TIMEOUT})
+_TIMEOUTS = frozenset(
+    {FailureKind.CONNECT_TIMEOUT, FailureKind.UPLOAD_STALLED, FailureKind.HEADER_TIMEOUT, FailureKind.SILENT}
+)
 
 _NOTHING_SENT = frozenset(
     {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request
@@ -12,11 +13,13 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from twisted.web.server import NOT_DONE_YET
 
+from ..relay import demotion
 from ..relay.flight import Flight, Verdict
 from ..relay.streaming import Relay, cut, stop_body
-from ..relay.upstream import Upstream, UpstreamError
+from ..relay.upstream import FailureKind, Upstream, UpstreamError
 from ..wire import body as wire_body
 from ..wire import headers
+from ..wire.message import ErrorEvent, MessageFold
 from ..wire.target import Target
 from .answers import REQUEST_ID, answer_error
 from .channel import Front
@@ -37,6 +40,14 @@ def body_of(request: Request) -> bytes | None:
 
 def _text(values: Sequence[bytes] | None) -> str | None:
     return None if values is None else b",".join(values).decode("ascii", "replace")[:1024]
+
+
+_OF_A_STREAM = (b"Cache-Control", b"Content-Encoding", b"X-Accel-Buffering")
+"""What upstreams say of event streams, beside type and framing."""
+
+
+def _is_event_stream(response: IResponse) -> bool:
+    return headers.is_event_stream(response.headers.getRawHeaders(b"Content-Type", [b""])[0])
 
 
 def _remove(fields: Headers, names: frozenset[bytes]) -> None:
@@ -71,10 +82,19 @@ class Forwarder:
                 summary.stream,
                 summary.has_thinking,
             )
+            if self._upstream.provider.demote_nonstreaming:
+                rewritten = demotion.rewrite(request.method, local.path, body, summary)
+                if rewritten is not None:
+                    body, flight.demoted = rewritten, True
         self._choose_fields(fields, local)
         flight.on_cut = lambda reason: self._refuse_while_draining(cancel, request, flight, reason)
         try:
             response = await self._upstream.send(request.method, local.raw, fields, body)
+            # A conversation of a megabyte need not wait for the answer to end.
+            del body
+            if flight.demoted and response.code == 200 and _is_event_stream(response):
+                await self._fold(request, flight, response)
+                return
         except UpstreamError as failure:
             self._answer_failure(request, flight, failure)
         except CancelledError:
@@ -82,8 +102,6 @@ class Forwarder:
             flight.log_forward_error(self._now, kind=kind.value, ctx_err="canceled", status=None)
             raise
         else:
-            # A conversation of a megabyte need not wait for the answer to end.
-            del body
             await self._relay(request, flight, response)
 
     @property
@@ -107,7 +125,7 @@ class Forwarder:
 
     def _begin_answer(self, request: Request, flight: Flight, response: IResponse) -> Relay:
         """Set the head of the answer, and let its body flow."""
-        content_type = response.headers.getRawHeaders(b"Content-Type", [b""])[0]
+        event_stream = _is_event_stream(response)
         framed = response.length is not UNKNOWN_LENGTH or response.headers.hasHeader(b"Transfer-Encoding")
         self._copy_head(request, flight, response)
         relay = Relay(
@@ -116,7 +134,7 @@ class Forwarder:
             flight,
             silence=self._upstream.provider.idle_timeout,
             stall=self._front.config.write_timeout,
-            event_stream=headers.is_event_stream(content_type),
+            event_stream=event_stream,
             framed=framed,
         )
         flight.on_cut = relay.kill
@@ -124,6 +142,59 @@ class Forwarder:
         request.write(b"")
         response.deliverBody(relay)
         return relay
+
+    async def _fold(self, request: Request, flight: Flight, response: IResponse) -> None:
+        """
+        Answer with the message that an event stream tells.
+
+        :raises UpstreamError: there is none.
+        """
+        if response.headers.getRawHeaders(b"Content-Encoding", [b"identity"]) != [b"identity"]:
+            stop_body(response)
+            raise UpstreamError(
+                FailureKind.ENCODED, "The upstream encoded its answer, although it was asked for identity."
+            )
+        self._copy_head(request, flight, response)
+        fields = request.responseHeaders
+        for name in _OF_A_STREAM:
+            fields.removeHeader(name)
+        fields.setRawHeaders(b"Content-Type", [b"application/json"])
+        folding = demotion.Demotion(
+            self._front.clock,
+            MessageFold(max_bytes=self._front.config.max_response_bytes),
+            silence=self._upstream.provider.idle_timeout,
+        )
+        heartbeat = LoopingCall(request.write, b" ")
+        heartbeat.clock = self._front.clock
+        if self._front.config.demote_heartbeat:
+            # The status is out with the first one: what goes wrong from then on can only be a visible cut.
+            heartbeat.start(self._front.config.demote_heartbeat, now=False)
+        response.deliverBody(folding)
+        try:
+            outcome = await folding.outcome
+        finally:
+            if heartbeat.running:
+                heartbeat.stop()
+        if isinstance(outcome, ErrorEvent):
+            self._answer_error_event(request, flight, outcome)
+        else:
+            self._answer_whole(request, flight, outcome.message)
+
+    def _answer_error_event(self, request: Request, flight: Flight, outcome: ErrorEvent) -> None:
+        flight.log_forward_error(self._now, kind=outcome.error_type, ctx_err="", status=outcome.status)
+        if request.startedWriting:
+            flight.verdict = Verdict.FAILED
+            cut(request)
+            return
+        request.setResponseCode(outcome.status)
+        self._answer_whole(request, flight, outcome.body)
+
+    def _answer_whole(self, request: Request, flight: Flight, body: bytes) -> None:
+        if not request.startedWriting:
+            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        flight.first_byte_at = self._now
+        request.write(body)
+        request.finish()
 
     def _log_incomplete(self, flight: Flight, verdict: Verdict, status: int) -> None:
         timed_out = verdict is Verdict.SILENT
@@ -183,13 +254,20 @@ class Forwarder:
             path=flight.path,
             message=failure.message,
         )
+        self._answer_error(request, flight, failure.status, failure.error_type, failure.message)
+
+    def _answer_error(self, request: Request, flight: Flight, status: int, error_type: str, message: str) -> None:
+        """Tell what is wrong while there is a status to choose; after that, only that something is."""
+        if request.startedWriting:
+            cut(request)
+            return
         flight.first_byte_at = self._now
-        answer_error(request, failure.status, failure.error_type, failure.message, flight.request_id)
+        answer_error(request, status, error_type, message, flight.request_id)
 
     def _refuse_while_draining(self, cancel: Callable[[], None], request: Request, flight: Flight, reason: str) -> None:
-        """The drain is over and the upstream has not begun to answer: there still is a status to give."""
+        """The drain is over, and the upstream has not answered."""
         flight.verdict = Verdict.DRAINED
-        answer_error(request, 529, "overloaded_error", reason, flight.request_id)
+        self._answer_error(request, flight, 529, "overloaded_error", reason)
         cancel()
 
     def _unforeseen(self, reason: Failure, request: Request, flight: Flight) -> None:
@@ -199,13 +277,4 @@ class Forwarder:
         if getattr(request, "channel", None) is None or request.finished:
             return
         flight.verdict = Verdict.FAILED
-        if request.startedWriting:
-            cut(request)
-        else:
-            answer_error(
-                request,
-                500,
-                "api_error",
-                "The proxy failed on this request. Its log says more.",
-                flight.request_id,
-            )
+        self._answer_error(request, flight, 500, "api_error", "The proxy failed on this request. Its log says more.")

@@ -24,6 +24,7 @@ MAX_TRAILER_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t \x21-\x7e\x80-\xff]*))?")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_HEX_DIGITS = b"0123456789abcdefABCDEF"
 # Blanks before the extensions are RFC 9112's BWS; without extensions, they are what some servers pad the size with.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
@@ -151,7 +152,7 @@ class ResponseReader:
     # Input
 
     def _with_pending(self, data: bytes) -> tuple[bytes | bytearray, int]:
-        """What is to be read now, and how far it has been searched. It may be the buffer itself."""
+        """What is to be read now, and how far it has been searched. It is the buffer itself, if there is anything."""
         if not self._buffer:
             return data, 0
         self._buffer += data
@@ -252,7 +253,10 @@ class ResponseReader:
 
     def _read_chunks(self, new: bytes, pieces: list[bytes | bytearray]) -> None:
         """Decode what is there; a line or CRLF of which the end is missing waits in the buffer."""
-        data, searched = self._with_pending(new)
+        data: bytes | bytearray = new
+        searched = 0
+        if self._buffer:
+            data, searched = self._with_pending(new)
         position, size = 0, len(data)
         while True:
             if self._state is _State.CHUNK_DATA:
@@ -272,13 +276,16 @@ class ResponseReader:
                 position += 2
                 self._state = _State.CHUNK_LINE
             if self._state is _State.CHUNK_LINE:
-                end = data.find(b"\r\n", max(searched - 1, position))
+                end = data.find(b"\r\n", searched - 1 if searched > position else position)
                 if end < 0:
                     # The CR may be there.
                     if size - position > MAX_CHUNK_LINE_BYTES + 1:
                         raise ProtocolError(f"a chunk-size line is longer than {MAX_CHUNK_LINE_BYTES} bytes")
                     if data.find(b"\n", max(searched, position)) >= 0:
                         raise ProtocolError("a chunk-size line does not end in CRLF")
+                    if position < size and data[position] not in _HEX_DIGITS:
+                        # A body that was never chunked: its line end may never come.
+                        raise ProtocolError("a chunk-size line is malformed")
                     break
                 match = _CHUNK_LINE.fullmatch(data, position, end)
                 if match is None or end - position > MAX_CHUNK_LINE_BYTES:
@@ -287,7 +294,7 @@ class ResponseReader:
                 self._remaining = int(match[1], 16)
                 self._state = _State.CHUNK_DATA if self._remaining else _State.TRAILER
             if self._state is _State.TRAILER:
-                end = data.find(b"\r\n", max(searched - 1, position))
+                end = data.find(b"\r\n", searched - 1 if searched > position else position)
                 length = size - position - 1 if end < 0 else end - position
                 if self._trailer_bytes + length > MAX_TRAILER_BYTES:
                     raise ProtocolError(f"the trailer section is longer than {MAX_TRAILER_BYTES} bytes")
@@ -302,7 +309,8 @@ class ResponseReader:
                     break
                 self._trailer_bytes += length
                 _parse_field(line)
-        self._keep(data, position, searched=self._state in (_State.CHUNK_LINE, _State.TRAILER))
+        if position < size or data is not new:
+            self._keep(data, position, searched=self._state in (_State.CHUNK_LINE, _State.TRAILER))
 
 
 def _parse_head(block: bytes) -> Head:

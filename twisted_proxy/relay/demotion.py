@@ -1,0 +1,114 @@
+"""
+Demotion: an event stream upstream, one JSON message downstream.
+
+Long non-streaming requests die of the silence before their answer. Streamed, the upstream answers at once and goes on
+answering; the events are folded into the message that the client asked for.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from ..wire import body as wire_body
+from ..wire.message import BadToolInput, Complete, ErrorEvent, Malformed, MessageFold, TooLarge, Truncated
+from .upstream import FailureKind, UpstreamError
+
+MESSAGES = b"/v1/messages"
+
+TAIL_TIMEOUT = 5.0
+"""Seconds that a stream has to end after its last event; then its connection is closed."""
+
+_KINDS = {
+    Truncated: FailureKind.TRUNCATED,
+    Malformed: FailureKind.MALFORMED,
+    BadToolInput: FailureKind.BAD_TOOL_INPUT,
+    TooLarge: FailureKind.TOO_LARGE,
+}
+
+
+def rewrite(method: bytes, path: bytes, body: bytes, summary: wire_body.Summary) -> bytes | None:
+    """
+    The body of a request that is to be demoted, with ``"stream": true`` and every other byte as it was.
+
+    ``None`` where the request is not one: another endpoint, a stream already, or no JSON object that the API takes;
+    it goes up as it is.
+    """
+    if method != b"POST" or path != MESSAGES or summary.stream or not summary.well_formed:
+        return None
+    return wire_body.replace_member(body, "stream", b"true")
+
+
+class Demotion(Protocol):
+    """
+    Takes the body of an event stream, and folds it.
+
+    Fires :attr:`outcome` once: with `Complete` or `ErrorEvent`, as soon as the last event is in, or with an
+    `UpstreamError` that says why there is no message.
+
+    :param silence: seconds without a byte; 0 = no limit.
+    """
+
+    def __init__(self, clock: IReactorTime, fold: MessageFold, *, silence: float) -> None:
+        self._clock = clock
+        self._fold = fold
+        self._silence = silence
+        self._timer: IDelayedCall | None = None
+        self._ended = False
+        self.outcome: Deferred[Complete | ErrorEvent] = Deferred(lambda _: self.stop())
+
+    def connectionMade(self) -> None:
+        if self._silence:
+            self._timer = self._clock.callLater(self._silence, self._silent)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._fold.finished:
+            return
+        self._fold.feed(data)
+        if self._fold.finished:
+            self._set_timer(TAIL_TIMEOUT)
+            self._conclude()
+        elif self._timer is not None:
+            self._timer.reset(self._silence)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._ended = True
+        self._set_timer(0)
+        self._conclude()
+
+    def stop(self) -> None:
+        """Take no more of the body, and close its connection."""
+        self._set_timer(0)
+        if not self._ended:
+            self._ended = True
+            cast("IPushProducer", self.transport).stopProducing()
+
+    def _set_timer(self, delay: float) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = self._clock.callLater(delay, self.stop) if delay else None
+
+    def _silent(self) -> None:
+        self._fail(
+            FailureKind.SILENT,
+            f"The upstream sent nothing for {self._silence:g} s in the middle of its answer (UPSTREAM_IDLE_TIMEOUT).",
+        )
+        self.stop()
+
+    def _conclude(self) -> None:
+        if self.outcome.called:
+            return
+        result = self._fold.result()
+        if isinstance(result, Complete | ErrorEvent):
+            self.outcome.callback(result)
+            return
+        self._fail(_KINDS[type(result)], f"The upstream's answer makes no message: {result.detail}.")
+        self.stop()
+
+    def _fail(self, kind: FailureKind, message: str) -> None:
+        if not self.outcome.called:
+            self.outcome.errback(Failure(UpstreamError(kind, message)))
