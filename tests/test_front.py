@@ -66,7 +66,13 @@ def test_head_works_on_pages(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "target", "status"),
-    [("GET", "/nope", 404), ("POST", "/health", 405), ("GET", "/v10/x", 404), ("GET", "/%76%31/models", 404)],
+    [
+        ("GET", "/nope", 404),
+        ("POST", "/health", 405),
+        ("GET", "/v10/x", 404),
+        ("CONNECT", "/v1/x", 405),
+        ("GET", "/%76%31/models", 404),
+    ],
 )
 def test_pages_that_are_not_there(method: str, target: str, status: int) -> None:
     """JSON in the envelope, never HTML; nothing goes upstream."""
@@ -102,7 +108,7 @@ def test_a_request_counts_from_its_headers_to_its_last_byte(logs: list[dict[str,
     (line,) = captured(logs, "access")
     assert line.split(" ", 2)[2] == (
         "method=POST path=/v1/messages status=200 bytes=4 ttft=2.000 elapsed=5.000 verdict=complete "
-        "model=- stream=false body_bytes=10"
+        "model=- stream=false demoted=false body_bytes=10"
     )
 
 

@@ -58,7 +58,7 @@ class Server:
 
     @property
     def listening(self) -> bool:
-        return all(cast(Port, port).listening for port in self.service.ports)
+        return all(cast("Port", port).listening for port in self.service.ports)
 
 
 class Port:

@@ -179,7 +179,7 @@ class Drain:
         now = self._clock.seconds()
         elapsed = now - self._began
         if elapsed >= self._timeout:
-            self._finish(DrainEnd.DEADLINE)
+            self._finish(DrainEnd.DEADLINE if self._gauge.in_flight else DrainEnd.IDLE)
             return
         if elapsed >= self._lame_duck and not self._watching:
             self._watching = True

@@ -76,6 +76,9 @@ class Demotion(Protocol):
             self._timer.reset(self._silence)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._ended:
+            # By `stop`: whoever called it knows why.
+            return
         self._ended = True
         self._set_timer(0)
         self._conclude()

@@ -91,12 +91,16 @@ class UpstreamError(Exception):
         self.attempts = attempts
 
     @property
+    def timed_out(self) -> bool:
+        return self.kind in _TIMEOUTS
+
+    @property
     def status(self) -> int:
-        return 504 if self.kind in _TIMEOUTS else 502
+        return 504 if self.timed_out else 502
 
     @property
     def error_type(self) -> str:
-        return "timeout_error" if self.kind in _TIMEOUTS else "api_error"
+        return "timeout_error" if self.timed_out else "api_error"
 
 
 def origin_of(base_url: str) -> bytes:

@@ -41,6 +41,10 @@ class Tree:
         except target.BadTarget as problem:
             answer_error(request, 400, "invalid_request_error", f"Bad request target: {problem}.", request_id)
             return NOT_DONE_YET
+        if request.method == b"CONNECT":
+            # A 2xx to it has no end that HTTP would show (RFC 9112 §6.3).
+            answer_error(request, 405, "invalid_request_error", "This proxy makes no tunnels.", request_id)
+            return NOT_DONE_YET
         if is_proxied(local):
             return self._proxied.render(request, local, request_id)
         request.responseHeaders.setRawHeaders(REQUEST_ID, [request_id.encode("ascii")])

@@ -1,0 +1,118 @@
+"""One request on its way through: the client's side of it, whatever the upstream's side is."""
+
+from __future__ import annotations
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.http import Request
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
+
+from ..config import Config
+from ..relay.flight import Flight, Verdict
+from ..relay.streaming import cut
+from ..relay.upstream import Upstream, UpstreamError
+from ..wire import headers
+from .answers import REQUEST_ID, answer_error
+
+log = Logger()
+
+
+def remove_fields(fields: Headers, names: frozenset[bytes]) -> None:
+    """Remove the fields whose lower-case names are given."""
+    for name, _ in list(fields.getAllRawHeaders()):
+        if name.lower() in names:
+            fields.removeHeader(name)
+
+
+@attrs.frozen(kw_only=True)
+class Passage:
+    """A request, its flight, and the upstream that it goes to."""
+
+    request: Request
+    flight: Flight
+    upstream: Upstream
+    config: Config
+    clock: IReactorTime
+
+    @property
+    def now(self) -> float:
+        return self.clock.seconds()
+
+    def copy_head(self, response: IResponse) -> Headers:
+        """
+        Give the answer the status and fields of a response: nothing that the upstream does not say, but our id.
+
+        :return: the fields of the answer.
+        """
+        request = self.request
+        request.setResponseCode(response.code, response.phrase)
+        # The channel may have decided to close.
+        closing = request.responseHeaders.getRawHeaders(b"Connection")
+        fields: Headers = response.headers
+        request.responseHeaders = fields
+        remove_fields(fields, headers.not_downstream(fields.getRawHeaders(b"Connection", ())))
+        if response.length is UNKNOWN_LENGTH or response.code == 204:
+            # It may have stood beside chunks, which override it (RFC 9112 §6.3); 204 has none (RFC 9110 §8.6).
+            fields.removeHeader(b"Content-Length")
+        else:
+            fields.setRawHeaders(b"Content-Length", [b"%d" % (response.length,)])
+        fields.setRawHeaders(REQUEST_ID, [self.flight.request_id.encode("ascii")])
+        if closing is not None:
+            fields.setRawHeaders(b"Connection", closing)
+        # Of `server.Request`, which would say what it thinks that this is.
+        request.defaultContentType = None  # type: ignore[attr-defined]
+        return fields
+
+    def answer(self, body: bytes) -> None:
+        """Write a whole body behind the head that is set, and finish."""
+        if not self.request.startedWriting:
+            self.request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        self.flight.first_byte_at = self.now
+        self.request.write(body)
+        self.request.finish()
+
+    def answer_error(self, verdict: Verdict, status: int, error_type: str, message: str) -> None:
+        """Tell what is wrong while there is a status to choose; after that, only that something is."""
+        if getattr(self.request, "channel", None) is None or self.request.finished:
+            return
+        self.flight.verdict = verdict
+        if self.request.startedWriting:
+            cut(self.request)
+            return
+        self.flight.first_byte_at = self.now
+        answer_error(self.request, status, error_type, message, self.flight.request_id)
+
+    def answer_failure(self, failure: UpstreamError) -> None:
+        """Tell, and log, that the upstream gives no answer."""
+        self.log_forward_error(failure.kind.value, status=failure.status, timed_out=failure.timed_out)
+        log.warn(
+            "{request_id}: {method} {path} could not be forwarded: {message}",
+            request_id=self.flight.request_id,
+            method=self.flight.method,
+            path=self.flight.path,
+            message=failure.message,
+        )
+        self.answer_error(Verdict.FAILED, failure.status, failure.error_type, failure.message)
+
+    def log_incomplete(self, verdict: Verdict, status: int) -> None:
+        """Log that an answer was cut, after its client has been shown so."""
+        self.log_forward_error(verdict.value, status=status, timed_out=verdict is Verdict.SILENT)
+        log.warn(
+            "{request_id}: the answer of {upstream} to {method} {path} is incomplete ({verdict}) "
+            "after {sent} bytes; the client's connection was cut so that it can see that",
+            request_id=self.flight.request_id,
+            upstream=self.upstream.name,
+            method=self.flight.method,
+            path=self.flight.path,
+            verdict=verdict.value,
+            sent=self.flight.sent_bytes,
+        )
+
+    def log_forward_error(
+        self, kind: str, *, status: int | None, timed_out: bool = False, cancelled: bool = False
+    ) -> None:
+        """The one line of a request that was not forwarded, or not to its end."""
+        ctx_err = "canceled" if cancelled else "deadline_exceeded" if timed_out else ""
+        self.flight.log_forward_error(self.now, kind=kind, ctx_err=ctx_err, status=status)
