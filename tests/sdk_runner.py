@@ -82,10 +82,10 @@ class AnthropicScenarios:
         more: JSON = {"tools": TOOLS} if tools else {}
         return {"model": f"standin-{scenario}", "max_tokens": 1000, "messages": QUESTION, **more}
 
-    def create(self, scenario: str, retries: int = 0, timeout: float = 30) -> JSON:
-        """One message, not streamed."""
+    def create(self, scenario: str, retries: int = 0, timeout: float = 30, more: JSON | None = None) -> JSON:
+        """One message, not streamed; `more` are parameters beside the usual ones, as ``stream``."""
         with self.client(retries=retries, timeout=timeout) as client:
-            message = client.messages.create(**self.request(scenario))
+            message = client.messages.create(**self.request(scenario), **(more or {}))
             return {"message": plain(message), "request_id": message._request_id}
 
     def stream(self, scenario: str, retries: int = 0, timeout: float = 30) -> JSON:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 import attrs
 
-from tests.corpus import BY_NAME
+from tests.corpus import BY_NAME, FAILURES
 from tests.standin_messages import (
     JSON,
     Dialect,
@@ -90,9 +90,17 @@ def scenario_of(request: Request) -> Scenario:
     return Scenario()
 
 
+STREAM_MEMBER = re.compile(rb'"stream":\s*(?:true|false)\s*,\s*|,\s*"stream":\s*(?:true|false)')
+
+
+def seed(request: Request) -> bytes:
+    """What ids are made of: the body without its ``stream``, as a message has the same id streamed and whole."""
+    return STREAM_MEMBER.sub(b"", request.body, count=1)
+
+
 def request_id(request: Request) -> str:
     """The id of the answer to this request."""
-    return identifier("req", f"{request.method} {request.path}\n".encode() + request.body)
+    return identifier("req", f"{request.method} {request.path}\n".encode() + seed(request))
 
 
 def common_headers(request: Request) -> Headers:
@@ -198,6 +206,18 @@ def corpus_answer(request: Request, name: str, *, stream: bool) -> Answer:
     return Answer(headers=(("Content-Type", kind), *common_headers(request)), pieces=pieces, stream=stream)
 
 
+def failure_answer(request: Request, name: str, *, stream: bool) -> Answer:
+    """A stream of `tests.corpus` that is no message; for who asks for none, the error that it amounts to."""
+    found = next((failure for failure in FAILURES if failure.name == name), None)
+    if found is None:
+        raise ScenarioError(f"the corpus has no failure {name!r}")
+    if not stream:
+        error = {"type": found.error_type, "message": "Overloaded"}
+        return json_answer(request, {"type": "error", "error": error}, status=found.status)
+    headers = (("Content-Type", "text/event-stream; charset=utf-8"), *common_headers(request))
+    return Answer(headers=headers, pieces=(found.stream,), stream=True)
+
+
 def messages_answer(request: Request, scenario: Scenario) -> Answer:
     """``POST /v1/messages``: with tools offered, first a call of them and then an answer that quotes the result."""
     body = request.json()
@@ -206,12 +226,15 @@ def messages_answer(request: Request, scenario: Scenario) -> Answer:
     if say == "text" and body.get("tools") and result is None:
         say = "tools"
     model = str(body.get("model", "none"))
+    stream = body.get("stream") is True and not scenario.whole
     if say.startswith("corpus/"):
-        return corpus_answer(request, say.removeprefix("corpus/"), stream=body.get("stream") is True)
-    whole = message(say, count=scenario.count, model=model, message_id=identifier("msg", request.body))
+        return corpus_answer(request, say.removeprefix("corpus/"), stream=stream)
+    if say.startswith("failure/"):
+        return failure_answer(request, say.removeprefix("failure/"), stream=stream)
+    whole = message(say, count=scenario.count, model=model, message_id=identifier("msg", seed(request)))
     if result is not None:
         whole["content"] = [{"type": "text", "text": f"The tool said {result}.", "citations": None}]
-    if body.get("stream") is True:
+    if stream:
         return event_stream(request, scenario, anthropic_events(whole, size=scenario.delta))
     return json_answer(request, whole)
 

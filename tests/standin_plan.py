@@ -63,7 +63,10 @@ class Scenario:
     retry_after_ms: str = ""
     should_retry: str = ""
     say: str = "text"
-    """The named message that is told: see `tests.standin_messages.blocks`, or ``corpus/NAME`` of `tests.corpus`."""
+    """The named message that is told: see `tests.standin_messages.blocks`, or ``corpus/NAME`` or ``failure/NAME`` of
+    `tests.corpus`."""
+    whole: bool = False
+    """The message comes as JSON even where a stream was asked for."""
     count: int = 3
     delta: int = 24
     """Characters in each delta of a stream."""
@@ -103,6 +106,8 @@ class Scenario:
     """Before the first byte."""
     header_gate: str = ""
     """Before the first byte, until the control plane releases the gate of this name."""
+    whole_gate: str = ""
+    """The same, unless the answer is a stream: what comes whole begins when all of it is there."""
     interval: float = 0
     """Between two pieces."""
     silence: tuple[str, ...] = ()
@@ -297,6 +302,8 @@ def plan(scenario: Scenario, answer: Answer, *, method: str = "POST", close: boo
             yield Pause(scenario.delay)
         if scenario.header_gate:
             yield Gate(scenario.header_gate)
+        if scenario.whole_gate and not answer.stream:
+            yield Gate(scenario.whole_gate)
         for status in scenario.interim:
             yield Send(head(status, (("Link", "</early>; rel=preload"),) if status == 103 else ()))
         yield Send(head(answer.status, headers))

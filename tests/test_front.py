@@ -164,8 +164,7 @@ def test_no_credential_in_any_log(logs: list[dict[str, Any]]) -> None:
 
     text = "\n".join(eventAsText(entry) for entry in logs)
     assert len(captured(logs, "access")) == 6
-    # A path is no place for a credential; a query often is one.
-    assert secret not in text.replace(f"/v1/../{secret}", "")
+    assert secret not in text
 
 
 # Limits

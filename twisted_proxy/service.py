@@ -144,7 +144,7 @@ class ProxyServer(ProxyService):
                 problems.append(f"  {description}: {problem}")
                 continue
             listening.addCallbacks(
-                self._listening, lambda why, text=description: problems.append(f"  {text}: {why.value}")
+                self.ports.append, lambda why, text=description: problems.append(f"  {text}: {why.value}")
             )
         if problems:
             for port in self.ports:
@@ -155,7 +155,7 @@ class ProxyServer(ProxyService):
                 + "\nAnother program, perhaps another claude-proxy, may hold the address: "
                 "stop it, or choose another one with --port, --host or --listen."
             )
-        self._reactor.callWhenRunning(self._take_signals)
+        self._reactor.callWhenRunning(self._started)
 
     def hurry(self) -> None:
         if self.drain.end is not None:
@@ -163,8 +163,13 @@ class ProxyServer(ProxyService):
             self.site.abort()
         super().hurry()
 
-    def _listening(self, port: IListeningPort) -> None:
-        self.ports.append(port)
+    def _started(self) -> None:
+        self._take_signals()
+        # Only now: whoever reads it may send a signal, or a request.
+        for port in self.ports:
+            self._announce(port)
+
+    def _announce(self, port: IListeningPort) -> None:
         host: Any = port.getHost()
         address = getattr(host, "port", None)
         where = f"{host.host}:{address}" if address is not None else str(getattr(host, "name", host))

@@ -68,8 +68,8 @@ class Scenarios {
     return new Anthropic({ baseURL: this.baseUrl, maxRetries: retries, timeout: timeout * 1000, ...key });
   }
 
-  async create({ scenario, retries = 0, timeout = 30 }) {
-    const message = await this.client({ retries, timeout }).messages.create(request(scenario));
+  async create({ scenario, retries = 0, timeout = 30, more = {} }) {
+    const message = await this.client({ retries, timeout }).messages.create({ ...request(scenario), ...more });
     return { message, request_id: message._request_id };
   }
 

@@ -74,6 +74,8 @@ class Response:
 
     request = None
     previousResponse = None
+    tells_end_of_read = True
+    """Protocols with a method ``read_ended`` are called there, once, behind the head and what came with it."""
 
     def __init__(self, connection: UpstreamConnection, head: Head, length: int | None) -> None:
         self._connection: UpstreamConnection | None = connection
@@ -111,6 +113,11 @@ class Response:
         else:
             self._early.append(data)
             self.pauseProducing()
+
+    def read_ended(self) -> None:
+        tell = getattr(self._protocol, "read_ended", None)
+        if tell is not None:
+            tell()
 
     def ended(self, reason: Failure) -> None:
         self._connection = None
@@ -216,6 +223,8 @@ class UpstreamConnection(Protocol):
             self._response.data_received(body)
         if complete and self._response is not None:
             self._complete(reader)
+        elif head is not None and self._response is not None:
+            self._response.read_ended()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closed = True

@@ -116,6 +116,14 @@ class Relay(Protocol):
         self._request.registerProducer(self, True)
         if self._client is _Client.FLOWING:
             self._watch_silence()
+        if not getattr(self.transport, "tells_end_of_read", False):
+            self.read_ended()
+
+    def read_ended(self) -> None:
+        """What the upstream has sent so far was delivered. The head waits no longer for a body to go out with."""
+        flush = getattr(getattr(self._request, "channel", None), "flush_head", None)
+        if flush is not None:
+            flush()
 
     def dataReceived(self, data: bytes) -> None:
         if self._upstream is not _Upstream.BODY:
@@ -174,14 +182,17 @@ class Relay(Protocol):
         """
         Cut the answer now.
 
-        An event stream that stands between two events is told why, by an ``overloaded_error`` event.
+        An event stream that stands between two events is told why, by an ``overloaded_error`` event: unless that would
+        be taken for a part of something else, of an encoded body or of one whose length was told.
         """
         if self._upstream is _Upstream.ENDED:
             # All of it is written, only not sent.
             self._finish()
         if self._upstream is _Upstream.CLOSED:
             return
-        if self._boundary is not None and self._boundary.at_boundary:
+        fields = self._request.responseHeaders
+        plain = not fields.hasHeader(b"Content-Length") and not fields.hasHeader(b"Content-Encoding")
+        if plain and self._boundary is not None and self._boundary.at_boundary:
             self._request.write(errors.event("overloaded_error", reason, self._flight.request_id))
         self._end(Verdict.DRAINED)
 

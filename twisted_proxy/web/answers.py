@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from twisted.web.http import Request
+from twisted.web.http import RESPONSES, Request
 from twisted.web.iweb import IRequest
 
 from .. import __version__
@@ -14,9 +14,17 @@ REQUEST_ID = b"X-Proxy-Request-Id"
 SERVER = f"claude-proxy/{__version__}".encode("ascii")
 
 
+_PHRASES = {413: b"Content Too Large", 431: b"Request Header Fields Too Large", 529: b"Overloaded"}
+"""Of statuses that Twisted does not know, or knows under an old name."""
+
+
+def reason_phrase(status: int) -> bytes:
+    return _PHRASES.get(status) or RESPONSES.get(status, b"Unknown")
+
+
 def set_json(request: IRequest | Request, status: int, body: bytes) -> None:
     """Prepare an answer of ours; the body is for the caller to write, or to return."""
-    request.setResponseCode(status)
+    request.setResponseCode(status, reason_phrase(status))
     headers = request.responseHeaders
     headers.setRawHeaders(b"Content-Type", [b"application/json"])
     headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])

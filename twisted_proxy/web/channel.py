@@ -21,6 +21,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
 from ..config import Config
@@ -30,7 +31,7 @@ from ..relay.transports import unsent_bytes, write_now
 from ..runtime import Drain, Gauge, Waiters
 from ..wire import errors, ids, target
 from ..wire.headers import connection_options
-from .answers import REQUEST_ID, SERVER, answer_error
+from .answers import REQUEST_ID, SERVER, answer_error, reason_phrase
 
 log = Logger()
 
@@ -40,8 +41,13 @@ MAX_HEADER_BYTES = 64 * 1024
 ONE_PIECE = 8 * 1024
 """Up to so many bytes, what begins a request is not worth cutting into head and body."""
 
+MAX_PIPELINED_BYTES = 1024 * 1024
+"""What a client may send before its last request is answered. Who sends more is cut off."""
+
 LINGER = 10.0
 """Seconds that a refused client may go on sending before the connection is closed under it (RFC 9112 §9.6)."""
+
+LARGE_BODY = 1024 * 1024
 
 MAX_PAGE_BODY_BYTES = 1024 * 1024
 """Body of a request that is for us, not for an upstream."""
@@ -84,6 +90,18 @@ class Front:
         self.gauge.enter(flight)
         return flight
 
+    def close(self, flight: Flight, verdict: Verdict) -> None:
+        """
+        Log a flight that is over, and count it no longer, which may end the drain.
+
+        :param verdict: where nobody has found one.
+        """
+        flight.verdict = flight.verdict or verdict
+        try:
+            flight.log_access(self.clock.seconds())
+        finally:
+            self.gauge.leave(flight)
+
     def body_limit(self, local: target.Target | None) -> int:
         """How many bytes the body of a request for this target may have."""
         if local is None or not is_proxied(local):
@@ -91,6 +109,39 @@ class Front:
         if local.path in MESSAGE_PATHS:
             return self.config.max_message_bytes
         return self.config.max_body_bytes
+
+
+class MemoryBody:
+    """
+    The pieces of a body, put together once.
+
+    A large body is put together as it comes: to join it at the end would need its size twice.
+    """
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._pieces: list[bytes] = []
+        self._large: BytesIO | None = None
+
+    def append(self, piece: bytes) -> int:
+        """Add a piece; return the size so far, in bytes."""
+        self._size += len(piece)
+        if self._large is None and self._size > LARGE_BODY:
+            self._large = BytesIO()
+            self._large.writelines(self._pieces)
+            self._pieces.clear()
+        if self._large is not None:
+            self._large.write(piece)
+        else:
+            self._pieces.append(piece)
+        return self._size
+
+    def take(self) -> bytes:
+        """All of it; nothing is kept."""
+        large, self._large = self._large, None
+        pieces, self._pieces = self._pieces, []
+        # Of a buffer that nobody else holds, CPython gives the bytes without copying them.
+        return b"".join(pieces) if large is None else large.getvalue()
 
 
 class ProxyRequest(server.Request):
@@ -112,8 +163,8 @@ class ProxyRequest(server.Request):
         self.received_at = self.front.clock.seconds()
         self.flight: Flight | None = None
         self.body: bytes | None = None
-        self._pieces: list[bytes] = []
-        self._body_bytes = 0
+        self._local: target.Target | None = None
+        self._received = MemoryBody()
         self._limit = 0
         self.responseHeaders.setRawHeaders(REQUEST_ID, [self.request_id.encode("ascii")])
 
@@ -132,6 +183,7 @@ class ProxyRequest(server.Request):
         except target.BadTarget:
             # Rendering says so, to a client that has sent its whole request.
             local = None
+        self._local = local
         if local is not None and is_proxied(local):
             self.flight = self.front.new_flight(method, local, self.request_id, self._cut)
         self._limit = self.front.body_limit(local)
@@ -144,14 +196,11 @@ class ProxyRequest(server.Request):
         self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
-        self._body_bytes += len(data)
-        if self._body_bytes > self._limit:
-            self._pieces.clear()
+        size = self._received.append(data)
+        if size > self._limit:
             self.channel.refuse(*self._too_large())
-            return
-        self._pieces.append(data)
-        if self.flight is not None:
-            self.flight.body_bytes = self._body_bytes
+        elif self.flight is not None:
+            self.flight.body_bytes = size
 
     def _too_large(self) -> tuple[int, str, str]:
         return (
@@ -161,9 +210,8 @@ class ProxyRequest(server.Request):
         )
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        pieces, self._pieces = self._pieces, []
         framed = self.requestHeaders.hasHeader(b"Content-Length") or self.requestHeaders.hasHeader(b"Transfer-Encoding")
-        self.body = b"".join(pieces) if framed else None
+        self.body = self._received.take() if framed else None
         self.method, self.uri, self.clientproto = command, path, version
         self.path, _, query = path.partition(b"?")
         if self.flight is None:
@@ -214,7 +262,7 @@ class ProxyRequest(server.Request):
         channel = self.channel
         super().finish()
         if self.flight is None:
-            self._log_page()
+            self._log_page(self.code, self.sentLength)
             return
         flight = self.flight
         flight.status = self.code
@@ -224,7 +272,7 @@ class ProxyRequest(server.Request):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
-        self._pieces.clear()
+        self._received.take()
         if self.flight is not None:
             if self.startedWriting:
                 self.flight.status = self.code
@@ -232,11 +280,13 @@ class ProxyRequest(server.Request):
 
     def refused(self, status: int, sent: int) -> None:
         """The channel has answered in our place, with a body of so many bytes."""
-        self._pieces.clear()
+        self._received.take()
         if self.flight is not None:
             self.flight.status = status
             self.flight.sent_bytes = sent
             self._over(self.flight, Verdict.REFUSED)
+        else:
+            self._log_page(status, sent)
 
     # Inside
 
@@ -249,12 +299,11 @@ class ProxyRequest(server.Request):
     def _over(self, flight: Flight, verdict: Verdict) -> None:
         """The last byte is out, or nobody is there to take it."""
         self.flight = None
-        flight.verdict = flight.verdict or verdict
-        self.front.gauge.leave(flight)
-        flight.log_access(self.front.clock.seconds())
+        self.front.close(flight, verdict)
 
-    def _log_page(self) -> None:
-        path = self.path.decode("ascii", "replace")
+    def _log_page(self, status: int, sent: int) -> None:
+        """The access line of a request that is not forwarded. A target that none can be may hold anything: `-`."""
+        path = "-" if self._local is None else self._local.path.decode("ascii")
         if path in UNCOUNTED_PAGES:
             return
         now = self.front.clock.seconds()
@@ -265,10 +314,10 @@ class ProxyRequest(server.Request):
             query=None,
             received_at=self.received_at,
             on_cut=self._cut,
-            status=self.code,
-            sent_bytes=self.sentLength,
+            status=status,
+            sent_bytes=sent,
             first_byte_at=now,
-            verdict=Verdict.COMPLETE,
+            verdict=Verdict.COMPLETE if status < 400 else Verdict.REFUSED,
         ).log_access(now)
 
 
@@ -290,6 +339,8 @@ class Channel(http.HTTPChannel):
     def __init__(self) -> None:
         super().__init__()
         self._sent = Waiters()
+        self._head = b""
+        self._pipelined = 0
         self._lingering = False
         self._closed = False
         self._receiving = False
@@ -336,12 +387,22 @@ class Channel(http.HTTPChannel):
             super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
-        if not self._lingering:
+        if self._lingering:
+            return
+        if not self._handlingRequest:
             super().rawDataReceived(data)
+            return
+        # Twisted stops reading when too much was pipelined, and so would not see the client leave.
+        self._pipelined += len(data)
+        if self._pipelined > MAX_PIPELINED_BYTES:
+            self.abort()
+        else:
+            self._dataBuffer.append(data)
 
     def allContentReceived(self) -> None:
         if not self._lingering:
             self._receiving = False
+            self._pipelined = 0
             self.setTimeout(None)
             # Twisted keeps this aside, and sets it anew when the request is done.
             self.timeOut = self.site.front.config.idle_timeout or None
@@ -355,11 +416,28 @@ class Channel(http.HTTPChannel):
         request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         return False
 
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        """Keep the head for what is written next, so that both go out in one piece; or for `flush_head`."""
+        lines = [b"%b %b %b\r\n" % (version, code, reason)]
+        for name, values in headers.getAllRawHeaders():
+            lines += [b"%b: %b\r\n" % (name, value) for value in values]
+        self._head = b"".join([self._head, *lines, b"\r\n"])
+
     def write(self, data: bytes) -> None:
-        write_now(self.transport, data)
+        head, self._head = self._head, b""
+        write_now(self.transport, head + data if head else data)
 
     def writeSequence(self, iovec: Any) -> None:
-        write_now(self.transport, b"".join(iovec))
+        self.write(b"".join(iovec))
+
+    def flush_head(self) -> None:
+        """Write the head of an answer whose body is not there yet."""
+        if self._head:
+            self.write(b"")
+
+    def requestDone(self, request: http.Request) -> None:
+        self.flush_head()
+        super().requestDone(request)
 
     def resumeProducing(self) -> None:
         super().resumeProducing()
@@ -386,6 +464,7 @@ class Channel(http.HTTPChannel):
         if self._closed:
             return
         self._closed = True
+        self.flush_head()
         super().loseConnection()
         self._watch_closing()
 
@@ -426,7 +505,7 @@ class Channel(http.HTTPChannel):
         request_id = self.site.front.new_request_id() if request is None else request.request_id
         body = errors.envelope(error_type, message, request_id)
         head = [
-            b"HTTP/1.1 %d %b" % (status, http.RESPONSES.get(status, b"Refused")),
+            b"HTTP/1.1 %d %b" % (status, reason_phrase(status)),
             b"Content-Type: application/json",
             b"Content-Length: %d" % len(body),
             b"Server: " + SERVER,

@@ -36,14 +36,9 @@ class Counting:
 
     def _over(self, _: object, request: Request, flight: Flight) -> None:
         flight.status = request.code
-        self._close(flight, Verdict.COMPLETE)
+        self._front.close(flight, Verdict.COMPLETE)
 
     def _gone(self, _: object, request: Request, flight: Flight) -> None:
         if request.startedWriting:
             flight.status = request.code
-        self._close(flight, Verdict.CLIENT_GONE)
-
-    def _close(self, flight: Flight, verdict: Verdict) -> None:
-        flight.verdict = flight.verdict or verdict
-        self._front.gauge.leave(flight)
-        flight.log_access(self._front.clock.seconds())
+        self._front.close(flight, Verdict.CLIENT_GONE)

@@ -151,7 +151,7 @@ class Forwarder:
             framed=framed,
         )
         passage.flight.on_cut = relay.kill
-        # The head goes out with the first bytes that are here already, and does not wait for later ones.
+        # The head goes out with the bytes that came with it, and does not wait for later ones: `Relay.read_ended`.
         passage.request.write(b"")
         response.deliverBody(relay)
         return relay
