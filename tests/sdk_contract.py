@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
+import trustme
 
 from tests.corpus import BY_NAME
 from tests.processes import Process, Proxy, Seen, StandIn, clean_environment
@@ -65,7 +66,11 @@ class Driver:
 @contextmanager
 def driver(arguments: Sequence[str | Path], directory: Path, upstream: StandIn, **environment: str) -> Iterator[Driver]:
     """A running runner."""
-    with Process(arguments, environment=clean_environment(**environment), cwd=directory, stdin=True) as process:
+    # A Python SDK reads all certificates that the system trusts for each client, which takes longer than a scenario.
+    trusted = directory / "trusted.pem"
+    trustme.CA().cert_pem.write_to_path(str(trusted))
+    clean = clean_environment(SSL_CERT_FILE=str(trusted), **environment)
+    with Process(arguments, environment=clean, cwd=directory, stdin=True) as process:
         yield Driver(process, upstream)
 
 

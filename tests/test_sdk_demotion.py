@@ -14,7 +14,7 @@ from tests import test_sdk_node, test_sdk_python
 from tests.corpus import BY_NAME, FAILURES
 from tests.processes import Proxy, StandIn, proxy, wait_for
 from tests.sdk_contract import ADDED_DOWNSTREAM, CUT_WAYS, JSON, OWN_TO_A_CONNECTION, Driver, essence, forwarded, told
-from tests.sockets import Answer, Client, Fields, call, events_logged, play, prompt
+from tests.sockets import Answer, Client, Fields, call, events_logged, play, prompt, request_bytes
 from tests.standin_api import Request, answer
 from tests.standin_messages import TOOL_INPUT
 from tests.standin_plan import parse_scenario
@@ -57,7 +57,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, upstream: StandIn) -> Itera
     """One with narrow limits of silence and of size."""
     settings = {
         "ANTHROPIC_DEMOTE_NONSTREAMING": "true",
-        "UPSTREAM_IDLE_TIMEOUT": "0.5s",
+        "UPSTREAM_IDLE_TIMEOUT": "0.3s",
         "MAX_RESPONSE_BYTES": str(LARGE),
     }
     with proxy(tmp_path_factory.mktemp("proxy"), upstream, **settings) as running:
@@ -67,7 +67,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, upstream: StandIn) -> Itera
 @pytest.fixture(scope="module")
 def beating(tmp_path_factory: pytest.TempPathFactory, upstream: StandIn) -> Iterator[Proxy]:
     """One with a heartbeat."""
-    settings = {"ANTHROPIC_DEMOTE_NONSTREAMING": "true", "DEMOTE_HEARTBEAT": "0.2s"}
+    settings = {"ANTHROPIC_DEMOTE_NONSTREAMING": "true", "DEMOTE_HEARTBEAT": "0.1s"}
     with proxy(tmp_path_factory.mktemp("proxy"), upstream, **settings) as running:
         yield running
 
@@ -89,6 +89,13 @@ def kept(headers: Fields) -> list[tuple[str, str]]:
     return [(name.lower(), value) for name, value in headers if name.lower() not in hidden]
 
 
+def log_mark(running: Proxy) -> int:
+    """The number of the next line of a proxy's log, with the lines of all earlier answers behind us."""
+    probe = call(running.port, "GET", "/no-such-page").header("x-proxy-request-id")
+    running.wait_for_line(f"access request_id={probe} ")
+    return len(running.lines)
+
+
 def access(running: Proxy, count: int, start: int, **wanted: str) -> list[dict[str, str]]:
     """The access lines from line `start` on that have the `wanted` values, as soon as there are `count` of them."""
     found: list[dict[str, str]] = wait_for(
@@ -97,6 +104,13 @@ def access(running: Proxy, count: int, start: int, **wanted: str) -> list[dict[s
     )
     assert len(found) == count
     return found
+
+
+def begin_drain(running: Proxy, count: int) -> None:
+    """SIGTERM as soon as so many requests are in flight; wait until health checks see it."""
+    wait_for(lambda: running.in_flight() == count, f"{count} are in flight")
+    running.signal(signal.SIGTERM)
+    wait_for(lambda: running.get("/health")[0] == 503, "/health answers 503")
 
 
 class DemotionContract:
@@ -142,11 +156,10 @@ class DemotionContract:
         assert found[0][1]["input"] == TOOL_INPUT
         wait_for(lambda: impatient.in_flight() == 0, "nothing is in flight")
 
-    @pytest.mark.parametrize("more", [{}, {"stream": False}], ids=["no stream member", "stream=False"])
     @pytest.mark.parametrize("say", ["text", "unicode", "tools", "thinking", "citations", "refusal"])
-    def test_message(self, both: Callable[..., JSON], say: str, more: JSON) -> None:
+    def test_message(self, both: Callable[..., JSON], say: str) -> None:
         """A message is the one that the API gives without a stream, its id and request id included."""
-        value = both("create", scenario=f"message?say={say}&delta=5", more=more)["value"]
+        value = both("create", scenario=f"message?say={say}&delta=5", more={"stream": False})["value"]
         assert value["message"]["stop_reason"] == told(say)[1]
         assert value["message"]["usage"]["output_tokens"] == 13
         assert value["request_id"].startswith("req_")
@@ -155,13 +168,6 @@ class DemotionContract:
         """Each stream of the corpus gives what the same request gives without a stream."""
         for name in BY_NAME:
             assert both("create", scenario=f"message?say={quote(f'corpus/{name}')}")["value"]["message"], name
-
-    @pytest.mark.parametrize(
-        "dialect", ["eol=crlf", "eol=cr", "comments=1&ids=1&retry=3000", "huge=2000000", "dribble=7"]
-    )
-    def test_dialects(self, both: Callable[..., JSON], dialect: str) -> None:
-        """However the upstream writes its stream."""
-        assert both("create", scenario=f"message?{dialect}")["value"]["message"]["stop_reason"] == "end_turn"
 
     def test_tools_over_turns(self, both: Callable[..., JSON]) -> None:
         """A tool is called, its result goes up, and the answer quotes it."""
@@ -172,7 +178,7 @@ class DemotionContract:
     @pytest.mark.parametrize("scenario", ["beta", "bearer"])
     def test_other_calls(self, both: Callable[..., JSON], demoting: Proxy, scenario: str) -> None:
         """The beta API, which has a query, and the other kind of credential are demoted as well."""
-        start = len(demoting.lines)
+        start = log_mark(demoting)
         assert both(scenario)["value"]["message"]["stop_reason"] == "end_turn"
         access(demoting, 1, start, demoted="true", verdict="complete", status="200")
 
@@ -219,7 +225,7 @@ class DemotionContract:
         self, both: Callable[..., JSON], upstream: StandIn, demoting: Proxy, scenario: str, arguments: JSON
     ) -> None:
         """Streams, counts of tokens and what is no message go up and come down as ever."""
-        mark, start = upstream.mark(), len(demoting.lines)
+        mark, start = upstream.mark(), log_mark(demoting)
         assert "value" in both(scenario, **arguments)
         seen = upstream.requests(mark)
         half = len(seen) // 2
@@ -229,7 +235,7 @@ class DemotionContract:
 
     # errors
 
-    @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529])
+    @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 503, 529])
     def test_error_before_the_stream(self, both: Callable[..., JSON], upstream: StandIn, status: int) -> None:
         """A status of the upstream's raises what it raises without the proxy, with the upstream's body and id."""
         mark = upstream.mark()
@@ -263,7 +269,7 @@ class DemotionContract:
         self, sdk: Driver, upstream: StandIn, demoting: Proxy, kind: str, status: int, at: int
     ) -> None:
         """An `error` event, first or in the middle, raises what its status raises, with message and request id."""
-        mark, start = upstream.mark(), len(demoting.lines)
+        mark, start = upstream.mark(), log_mark(demoting)
         scenario = f"message?count=9&delta=6&error_at={at}&type={kind}&message=Try%20later"
         raised = sdk.play(demoting.url, "create", scenario=scenario)["raised"]
         (seen,) = upstream.requests(mark)
@@ -290,9 +296,7 @@ class DemotionContract:
         """A stream that is cut before its end, wherever and however, is a 502 to the SDK, and no message."""
         length = sdk.play(upstream.url, "raw_response", scenario="auto?count=1", stream=True)["value"]["length"]
         ways = (*CUT_WAYS, "how=last")
-        cuts = [
-            f"cut?count=1&at={at}&{ways[number % len(ways)]}" for number, at in enumerate(range(0, length, 17))
-        ]
+        cuts = [f"cut?count=1&at={at}&{ways[number % len(ways)]}" for number, at in enumerate(range(0, length, 17))]
         value = sdk.play(demoting.url, "truncations", scenarios=cuts, stream=False)["value"]
         assert value == {"successes": [], "raised": ["InternalServerError"]}
         raised = sdk.play(demoting.url, "create", scenario=cuts[len(cuts) // 2])["raised"]
@@ -331,7 +335,7 @@ class DemotionContract:
 
     def test_client_that_gives_up(self, sdk: Driver, upstream: StandIn, demoting: Proxy) -> None:
         """A client that waits no longer ends the upstream's connection within a second, and is counted out."""
-        mark, start = upstream.mark(), len(demoting.lines)
+        mark, start = upstream.mark(), log_mark(demoting)
         raised = sdk.play(demoting.url, "create", scenario=HELD, timeout=0.3)["raised"]
         assert "Timeout" in raised["class"]
         upstream.wait_closed(since=mark, timeout=1)
@@ -342,8 +346,8 @@ class DemotionContract:
 
     def test_heartbeat(self, sdk: Driver, upstream: StandIn, beating: Proxy) -> None:
         """Blanks before the message are no part of it."""
-        start = len(beating.lines)
-        asked: JSON = {"scenario": "message?say=tools&delta=5&silence=0.5@4"}
+        start = log_mark(beating)
+        asked: JSON = {"scenario": "message?say=tools&delta=5&silence=0.3@4"}
         direct = sdk.play(upstream.url, "create", **asked)
         assert sdk.play(beating.url, "create", **asked) == direct
         (line,) = access(beating, 1, start, demoted="true", verdict="complete")
@@ -352,9 +356,8 @@ class DemotionContract:
 
     def test_failure_after_a_heartbeat(self, sdk: Driver, beating: Proxy) -> None:
         """A 200 is out: all failures are cuts, which raise as broken connections do; the quick ones have a status."""
-        late = ["message?count=9&delta=6&silence=0.4@4&error_at=5"]
-        late += [f"cut?count=9&delta=6&silence=0.4@4&at=900&{way}" for way in (*CUT_WAYS, "how=last")]
-        late += [f"message?gzip=0&silence=0.4@2&say={quote('corpus/numbers')}&at=600&how=last"]
+        late = ["message?count=9&delta=6&silence=0.3@4&error_at=5"]
+        late += [f"cut?count=9&delta=6&silence=0.3@4&at=900&{way}" for way in (*CUT_WAYS, "how=last")]
         value = sdk.play(beating.url, "truncations", scenarios=late, stream=False)["value"]
         assert value["successes"] == []
         assert "InternalServerError" not in value["raised"]
@@ -387,7 +390,8 @@ class TestNode(DemotionContract):
 
 
 ODD = (
-    b'\t{ "max_tokens" : 1e2,\r\n"m\\u006fdel":"claude-\\u00e9","n":[123456789012345678901234567890,-0.0,1.0,1e400,1E+2],'
+    b'\t{ "max_tokens" : 1e2,\r\n"m\\u006fdel":"claude-\\u00e9",'
+    b'"n":[123456789012345678901234567890,-0.0,1.0,1e400,1E+2],'
     b'"o":{"a":1,"a":{"stream":false},"stream":false} ,"t":"\\ud83d\\ude00 \\/ \xc3\xa9 \\"stream\\":false" %b} \n'
 )
 """A body in which everything but its meaning gets lost when it is parsed and written again."""
@@ -429,7 +433,7 @@ class TestOnTheWire:
     )
     def test_what_goes_up_untouched(self, upstream: StandIn, demoting: Proxy, target: str, body: bytes) -> None:
         """A stream, what is no JSON object, other endpoints."""
-        mark, start = upstream.mark(), len(demoting.lines)
+        mark, start = upstream.mark(), log_mark(demoting)
         assert ask(demoting, "echo", body, target).whole
         (seen,) = upstream.requests(mark)
         assert seen.body == body
@@ -437,7 +441,7 @@ class TestOnTheWire:
 
     def test_it_is_off_by_default(self, upstream: StandIn, proxied: Proxy) -> None:
         """The body goes up as it came, and the answer comes down as it came."""
-        mark, start = upstream.mark(), len(proxied.lines)
+        mark, start = upstream.mark(), log_mark(proxied)
         got = ask(proxied, "message", ODD % b"")
         assert got.body == sent("message", ODD % b"")
         (seen,) = upstream.requests(mark)
@@ -469,7 +473,16 @@ class TestOnTheWire:
         assert sorted(kept(behind.headers)) == sorted(kept(direct.headers))
         assert behind.header("content-length") == str(len(direct.body))
 
-    @pytest.mark.parametrize("way", [*CUT_WAYS, "how=last"])
+    @pytest.mark.parametrize(
+        "dialect",
+        ["eol=crlf", "eol=cr", "comments=1&ids=1&retry=3000", "huge=2000000", "dribble=7&dribble_interval=0"],
+    )
+    def test_dialects(self, upstream: StandIn, demoting: Proxy, dialect: str) -> None:
+        """However the upstream writes its stream: CR, CRLF, comments, ids, a line of 2 MB, seven bytes at a time."""
+        got = ask(demoting, f"message?say=unicode&{dialect}")
+        assert (got.status, got.body) == (200, sent("message?say=unicode", prompt()))
+
+    @pytest.mark.parametrize("way", [*CUT_WAYS, "how=fin&framing=close", "how=last"])
     def test_the_end_of_the_last_event_is_the_end(self, demoting: Proxy, way: str) -> None:
         """A cut a byte before it is a 502; after it, nothing of the message is missing."""
         length = len(sent("auto?count=1", prompt(stream=True)))
@@ -495,14 +508,13 @@ class TestOnTheWire:
                 assert got.whole, scenario
                 assert got.header("connection") is None, scenario
 
-    def test_the_upstreams_connection_is_used_again(self, tmp_path: Path, upstream: StandIn) -> None:
-        """One connection serves message after message."""
-        with proxy(tmp_path, upstream, ANTHROPIC_DEMOTE_NONSTREAMING="true") as running:
-            mark = upstream.connection_mark()
-            with Client(running.port) as client:
-                for _ in range(5):
-                    assert client.call("POST", TARGET, (), prompt()).status == 200
-            assert [each["requests"] for each in upstream.connections(mark)] == [5]
+    def test_the_upstreams_connection_is_used_again(self, upstream: StandIn, demoting: Proxy) -> None:
+        """Message after message needs no new one."""
+        assert ask(demoting, "message").status == 200
+        mark = upstream.connection_mark()
+        for _ in range(5):
+            assert ask(demoting, "message").status == 200
+        assert upstream.connections(mark) == []
 
     def test_thirty_at_once(self, upstream: StandIn, demoting: Proxy) -> None:
         """Each client gets its own message; all are counted while they grow."""
@@ -521,7 +533,7 @@ class TestOnTheWire:
     @pytest.mark.parametrize("interval", [0, 0.005])
     def test_client_that_leaves(self, upstream: StandIn, demoting: Proxy, how: str, interval: float) -> None:
         """While the stream is quiet, or busy: the upstream's connection ends within a second, the gauge is back."""
-        mark, start = upstream.mark(), len(demoting.lines)
+        mark, start = upstream.mark(), log_mark(demoting)
         scenario = f"message?count=2000&delta=6&interval={interval}" if interval else HELD
         with Client(demoting.port) as client:
             client.ask("POST", TARGET, [play(scenario)], prompt())
@@ -531,12 +543,25 @@ class TestOnTheWire:
         access(demoting, 1, start, demoted="true", verdict="client_gone", stream="false")
         assert demoting.in_flight() == 0
 
+    def test_client_that_takes_nothing(self, tmp_path: Path, upstream: StandIn) -> None:
+        """WRITE_TIMEOUT holds for a folded message as for a relayed one: nobody holds up the drain for ever."""
+        settings = {"ANTHROPIC_DEMOTE_NONSTREAMING": "true", "WRITE_TIMEOUT": "0.5s"}
+        with proxy(tmp_path, upstream, **settings) as running, Client(running.port, receive_buffer=4096) as client:
+            client.ask("POST", TARGET, [play("message?count=1000000&delta=100000")], prompt())
+            client.read_until(b"\r\n\r\n")
+            access(running, 1, 0, demoted="true", verdict="client_stalled")
+            assert running.in_flight() == 0
+
 
 class TestHeartbeat:
-    def test_status_and_blanks_come_before_the_message(self, upstream: StandIn, beating: Proxy) -> None:
-        """The head with the first beat, a blank in a chunk of its own with each, and then the same message."""
+    @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+    def test_status_and_blanks_come_before_the_message(self, upstream: StandIn, beating: Proxy, framing: str) -> None:
+        """The head with the first beat, a blank in a chunk of its own with each, and then the same message.
+
+        However the upstream frames its stream.
+        """
         mark = upstream.mark()
-        scenario = f"message?gate=blanks-{mark}@4"
+        scenario = f"message?gate=blanks-{mark}@4&framing={framing}"
         with Client(beating.port) as client:
             client.ask("POST", TARGET, [play(scenario)], prompt())
             head = client.read_until(b"\r\n\r\n")
@@ -567,7 +592,7 @@ class TestHeartbeat:
     @pytest.mark.parametrize("rest", ["error_at=5", "at=900&how=fin", "at=900&how=rst", "at=900&how=last"])
     def test_failure_after_the_first_beat(self, upstream: StandIn, beating: Proxy, rest: str) -> None:
         """The 200 has no end: a FIN without the last chunk."""
-        mark, start = upstream.mark(), len(beating.lines)
+        mark, start = upstream.mark(), log_mark(beating)
         with Client(beating.port) as client:
             client.ask("POST", TARGET, [play(f"message?count=9&delta=6&gate=fail-{mark}@4&{rest}")], prompt())
             begun = client.read_until(b"1\r\n \r\n")
@@ -579,10 +604,27 @@ class TestHeartbeat:
         assert len(events_logged(beating.lines[start:], "forward_error", request_id=line["request_id"])) == 1
         assert beating.in_flight() == 0
 
+    @pytest.mark.parametrize(("rest", "ending"), [("", "fin"), ("&error_at=5", "rst")])
+    def test_client_of_http_1_0(self, upstream: StandIn, beating: Proxy, rest: str, ending: str) -> None:
+        """The end of the connection ends the message: where there is none, that has to be a reset."""
+        mark = upstream.mark()
+        scenario = f"message?count=9&delta=6&gate=old-{mark}@4{rest}"
+        with Client(beating.port) as client:
+            asked = request_bytes("POST", TARGET, [play(scenario)], prompt())
+            client.send(asked.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+            head = client.read_until(b"\r\n\r\n")
+            assert b"content-length" not in head.lower()
+            assert b"chunked" not in head.lower()
+            assert client.read_until(b"  ") == b"  "
+            upstream.release(f"old-{mark}")
+            body, ended = client.read_to_end()
+        assert ended == ending
+        assert body.lstrip(b" ") == (b"" if rest else sent(scenario, prompt()))
+
     @pytest.mark.parametrize("how", ["fin", "rst"])
     def test_client_that_leaves_between_beats(self, upstream: StandIn, beating: Proxy, how: str) -> None:
         """It ends the upstream's connection within a second, as ever."""
-        mark, start = upstream.mark(), len(beating.lines)
+        mark, start = upstream.mark(), log_mark(beating)
         with Client(beating.port) as client:
             client.ask("POST", TARGET, [play(HELD)], prompt())
             client.read_until(b"1\r\n \r\n")
@@ -601,14 +643,12 @@ class TestDrain:
         (tmp_path / "beating").mkdir()
         with (
             proxy(tmp_path, upstream, **settings) as quiet,
-            proxy(tmp_path / "beating", upstream, **settings, DEMOTE_HEARTBEAT="0.2s") as beating,
+            proxy(tmp_path / "beating", upstream, **settings, DEMOTE_HEARTBEAT="0.1s") as beating,
             ThreadPoolExecutor(4) as pool,
         ):
             asking = [pool.submit(ask, running, scenario) for running in (quiet, beating) for _ in range(2)]
-            for running in (quiet, beating):
-                wait_for(lambda running=running: running.in_flight() == 2, "both are in flight")
-                running.signal(signal.SIGTERM)
-                wait_for(lambda running=running: running.get("/health")[0] == 503, "/health answers 503")
+            begin_drain(quiet, 2)
+            begin_drain(beating, 2)
             assert quiet.in_flight() == beating.in_flight() == 2
             upstream.release(f"drained-{mark}")
             answers = [each.result(30) for each in asking]
@@ -635,4 +675,3 @@ class TestDrain:
         upstream.wait_closed(since=mark, timeout=1)
         access(running, 1, 0, demoted="true", verdict="drained", status="529")
         assert "Traceback" not in running.log
-

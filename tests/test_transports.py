@@ -80,37 +80,37 @@ class TestWriteNow:
 
     def test_at_once(self, pair: Pair) -> None:
         """It has left when the call returns, and the reactor was not asked for anything."""
-        write_now(pair.transport, b"hello")
-        write_now(pair.transport, b" world")
+        write_now(pair.transport, (b"hello",))
+        write_now(pair.transport, (b" world",))
         assert pair.peer.recv(100) == b"hello world"
         assert pair.reactor.asked == []
         assert unsent_bytes(pair.transport) == 0
 
     def test_nothing(self, pair: Pair) -> None:
         """No bytes are no bytes."""
-        write_now(pair.transport, b"")
+        write_now(pair.transport, (b"",))
         assert pair.reactor.asked == []
         assert unsent_bytes(pair.transport) == 0
 
     def test_what_the_kernel_does_not_take(self, pair: Pair) -> None:
         """Waits for the reactor, in order, with what is written after it, even when there is room again."""
         filled = pair.fill()
-        write_now(pair.transport, b"first,")
+        write_now(pair.transport, (b"first,",))
         assert pair.reactor.asked == ["writing"]
         assert unsent_bytes(pair.transport) == 6
         pair.drain(filled)
-        write_now(pair.transport, b"second")
+        write_now(pair.transport, (b"second",))
         assert unsent_bytes(pair.transport) == 12
         pair.transport.doWrite()
         assert pair.peer.recv(100) == b"first,second"
         assert unsent_bytes(pair.transport) == 0
-        write_now(pair.transport, b"third")
+        write_now(pair.transport, (b"third",))
         assert pair.peer.recv(100) == b"third"
 
     def test_a_part_of_it(self, pair: Pair) -> None:
         """What the kernel takes goes, the rest waits; no byte is lost or sent twice."""
         data = bytes(range(251)) * 40000
-        write_now(pair.transport, data)
+        write_now(pair.transport, (data,))
         rest = unsent_bytes(pair.transport)
         assert 0 < rest < len(data)
         assert pair.reactor.asked == ["writing"]
@@ -130,23 +130,23 @@ class TestWriteNow:
                 paused.append("paused")
 
         pair.transport.producer, pair.transport.streamingProducer = Producer(), True
-        write_now(pair.transport, b"little")
+        write_now(pair.transport, (b"little",))
         assert paused == []
-        write_now(pair.transport, bytes(1 << 24))
+        write_now(pair.transport, (bytes(1 << 24),))
         assert paused == ["paused"]
         pair.transport.producer = None
 
     def test_a_peer_that_is_gone(self, pair: Pair) -> None:
         """Is no exception: the transport finds out in its own way."""
         pair.peer.close()
-        write_now(pair.transport, b"x")
-        write_now(pair.transport, b"y")
+        write_now(pair.transport, (b"x",))
+        write_now(pair.transport, (b"y",))
         assert pair.reactor.asked[0] == "writing"
 
     def test_a_transport_that_is_closed(self, pair: Pair) -> None:
         """Takes nothing, quietly."""
         pair.transport.connected = 0
-        write_now(pair.transport, b"x")
+        write_now(pair.transport, (b"x",))
         assert unsent_bytes(pair.transport) == 0
         assert pair.reactor.asked == []
 
@@ -154,7 +154,7 @@ class TestWriteNow:
         """What is written after `loseConnection` goes the ordinary way: it is for the transport to say."""
         pair.transport.loseConnection()
         pair.reactor.asked.clear()
-        write_now(pair.transport, b"x")
+        write_now(pair.transport, (b"x",))
         assert pair.reactor.asked == ["writing"]
 
     def test_tls(self, pair: Pair) -> None:
@@ -162,7 +162,7 @@ class TestWriteNow:
         pair.transport.TLS = True
         went: list[bytes] = []
         pair.transport.write = went.append
-        write_now(pair.transport, b"secret")
+        write_now(pair.transport, (b"secret",))
         assert went == [b"secret"]
         pair.peer.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -171,7 +171,7 @@ class TestWriteNow:
     def test_other_transports(self) -> None:
         """Are written to as ever."""
         transport = StringTransport()
-        write_now(transport, b"hello")
+        write_now(transport, (b"hello",))
         assert transport.value() == b"hello"
 
 

@@ -327,7 +327,7 @@ class TestBelow:
     )
     def test_is_below(self, raw: bytes, expected: bool) -> None:
         """By whole segments, in the bytes that are sent."""
-        assert parse(raw).is_below(b"/v1") is expected
+        assert (parse(raw).root == b"/v1") is expected
 
 
 SECRETS = st.text("abcXYZ019-_.~!$'()*+,:@%[]", min_size=12, max_size=40)

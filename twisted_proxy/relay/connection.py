@@ -43,6 +43,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ..wire.http1 import Framing, Head, ProtocolError, Received, ResponseReader
+from .fields import headers_of
 from .transports import write_now
 
 IDLE_TIMEOUT = 50.0
@@ -85,9 +86,7 @@ class Response:
         self.version = (b"HTTP", 1, head.minor_version)
         self.code = head.status
         self.phrase = head.reason
-        self.headers = Headers()
-        for name, value in head.fields:
-            self.headers.addRawHeader(name, value)
+        self.headers = headers_of(head.fields)
         self.length = UNKNOWN_LENGTH if length is None else length
 
     def setPreviousResponse(self, response: IResponse) -> None:
@@ -251,10 +250,11 @@ class UpstreamConnection(Protocol):
     def write(self, data: bytes) -> None:
         if self._uploading is None or not data:
             return
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        head, self._head = self._head, b""
-        write_now(self.transport, head + data if head else data)
+        pieces: tuple[bytes, ...] = (b"%x\r\n" % len(data), data, b"\r\n") if self._chunked else (data,)
+        if self._head:
+            pieces = (self._head, *pieces)
+            self._head = b""
+        write_now(self.transport, pieces)
 
     # The agent calls these
 
@@ -278,7 +278,7 @@ class UpstreamConnection(Protocol):
             framing = b"Content-Length: %d\r\n" % (body.length,)
         head = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, target, fields, framing)
         if body is None:
-            write_now(self.transport, head)
+            write_now(self.transport, (head,))
         else:
             self._head = head
             self._uploading = body
@@ -329,7 +329,7 @@ class UpstreamConnection(Protocol):
         last = self._head if not self._chunked else self._head + b"0\r\n\r\n"
         self._head = b""
         if last:
-            write_now(self.transport, last)
+            write_now(self.transport, (last,))
         self._uploading = None
         self.unregisterProducer()
 

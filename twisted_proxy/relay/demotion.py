@@ -10,9 +10,12 @@ from __future__ import annotations
 from typing import cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone, ResponseFailed
+from twisted.web.http import PotentialDataLoss
 
 from ..wire import body as wire_body
 from ..wire.message import BadToolInput, Complete, ErrorEvent, Malformed, MessageFold, TooLarge, Truncated
@@ -29,6 +32,15 @@ _KINDS = {
     BadToolInput: FailureKind.BAD_TOOL_INPUT,
     TooLarge: FailureKind.TOO_LARGE,
 }
+
+
+def _words(reason: Failure) -> str:
+    if reason.check(PotentialDataLoss):
+        return "closed"
+    failure = reason.value
+    if isinstance(failure, ResponseFailed) and any(why.check(ConnectionDone) is None for why in failure.reasons):
+        return "reset"
+    return "cut short"
 
 
 def rewrite(method: bytes, path: bytes, body: bytes, summary: wire_body.Summary) -> bytes | None:
@@ -81,7 +93,8 @@ class Demotion(Protocol):
             return
         self._ended = True
         self._set_timer(0)
-        self._conclude()
+        # That the stream ended too early, it tells itself; how its connection did, only this does.
+        self._conclude("" if reason.check(ResponseDone) else f"; the connection ended before it ({_words(reason)})")
 
     def stop(self) -> None:
         """Take no more of the body, and close its connection."""
@@ -102,14 +115,16 @@ class Demotion(Protocol):
         )
         self.stop()
 
-    def _conclude(self) -> None:
+    def _conclude(self, how: str = "") -> None:
         if self.outcome.called:
             return
         result = self._fold.result()
         if isinstance(result, Complete | ErrorEvent):
             self.outcome.callback(result)
             return
-        self._fail(_KINDS[type(result)], f"The upstream's answer makes no message: {result.detail}.")
+        if isinstance(result, TooLarge):
+            how = " (MAX_RESPONSE_BYTES)"
+        self._fail(_KINDS[type(result)], f"The upstream's answer makes no message: {result.detail}{how}.")
         self.stop()
 
     def _fail(self, kind: FailureKind, message: str) -> None:

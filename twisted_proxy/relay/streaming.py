@@ -25,6 +25,10 @@ from .transports import unsent_bytes
 log = Logger()
 
 
+SHORTEST_WAIT = 0.001
+"""Seconds. Rounding may leave less than a timer can measure."""
+
+
 class _Client(enum.Enum):
     FLOWING = enum.auto()
     HELD = enum.auto()
@@ -106,6 +110,7 @@ class Relay(Protocol):
         self._upstream = _Upstream.BODY
         self._timer: IDelayedCall | None = None
         self._unsent = 0
+        self._heard_at = 0.0
         self._boundary = sse.Boundary() if event_stream else None
         self._ending = sse.Ending() if event_stream and not framed else None
         self.verdict: Deferred[Verdict] = Deferred()
@@ -114,13 +119,13 @@ class Relay(Protocol):
 
     def connectionMade(self) -> None:
         self._request.registerProducer(self, True)
-        if self._client is _Client.FLOWING:
-            self._watch_silence()
         if not getattr(self.transport, "tells_end_of_read", False):
             self.read_ended()
 
     def read_ended(self) -> None:
-        """What the upstream has sent so far was delivered. The head waits no longer for a body to go out with."""
+        """What came with the head was delivered. There will be silence, or more; the head does not wait for it."""
+        if self._upstream is _Upstream.BODY and self._client is _Client.FLOWING:
+            self._watch_silence()
         flush = getattr(getattr(self._request, "channel", None), "flush_head", None)
         if flush is not None:
             flush()
@@ -129,15 +134,14 @@ class Relay(Protocol):
         if self._upstream is not _Upstream.BODY:
             return
         flight = self._flight
+        self._heard_at = now = self._clock.seconds()
         if flight.first_byte_at is None:
-            flight.first_byte_at = self._clock.seconds()
+            flight.first_byte_at = now
         flight.sent_bytes += len(data)
         if self._boundary is not None:
             self._boundary.follow(data)
             if self._ending is not None:
                 self._ending.follow(data)
-        if self._client is _Client.FLOWING and self._timer is not None:
-            self._timer.reset(self._silence)
         self._request.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -218,6 +222,7 @@ class Relay(Protocol):
             self._timer = self._clock.callLater(delay, act)
 
     def _watch_silence(self) -> None:
+        self._heard_at = self._clock.seconds()
         self._set_timer(self._silence, self._silent)
 
     def _watch_stall(self) -> None:
@@ -229,7 +234,12 @@ class Relay(Protocol):
 
     def _silent(self) -> None:
         self._timer = None
-        self._end(Verdict.SILENT)
+        # Each piece leaves its time; to reset the timer for each would cost more.
+        left = self._heard_at + self._silence - self._clock.seconds()
+        if left > 0:
+            self._set_timer(max(left, SHORTEST_WAIT), self._silent)
+        else:
+            self._end(Verdict.SILENT)
 
     def _stalled(self) -> None:
         self._timer = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted.internet.interfaces import ITransport
 from twisted.internet.tcp import Connection
 
@@ -19,7 +21,7 @@ def unsent_bytes(transport: object) -> int:
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
 
 
-def write_now(transport: ITransport, data: bytes) -> None:
+def write_now(transport: ITransport, pieces: Sequence[bytes]) -> None:
     """
     Write, and hand the bytes to the kernel at once where nothing is queued before them.
 
@@ -29,16 +31,21 @@ def write_now(transport: ITransport, data: bytes) -> None:
     """
     if (
         isinstance(transport, Connection)
+        and not transport._tempDataLen
+        and not transport.dataBuffer
         and not transport.TLS
         and transport.connected
         and not transport.disconnecting
         and not transport._writeDisconnecting
-        and not transport._tempDataLen
-        and not transport.dataBuffer
     ):
-        sent = transport.writeSomeData(data)
-        if isinstance(sent, int) and sent > 0:
-            if sent == len(data):
-                return
-            data = data[sent:]
-    transport.write(data)
+        try:
+            sent = transport.socket.sendmsg(pieces)
+        except OSError:
+            # Full, or broken: the reactor finds out which.
+            sent = 0
+        if sent == sum(map(len, pieces)):
+            return
+        data = b"".join(pieces)
+        transport.write(data[sent:] if sent else data)
+    else:
+        transport.write(b"".join(pieces))

@@ -29,6 +29,8 @@ def set_json(request: IRequest | Request, status: int, body: bytes) -> None:
     headers.setRawHeaders(b"Content-Type", [b"application/json"])
     headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
     headers.setRawHeaders(b"Cache-Control", [b"no-store"])
+    # An upstream's head may stand here already; this body is not encoded.
+    headers.removeHeader(b"Content-Encoding")
     headers.setRawHeaders(b"Server", [SERVER])
 
 

@@ -25,21 +25,20 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
 from ..config import Config
+from ..relay.fields import headers_of
 from ..relay.flight import Flight, Verdict
 from ..relay.streaming import cut
 from ..relay.transports import unsent_bytes, write_now
 from ..runtime import Drain, Gauge, Waiters
-from ..wire import errors, ids, target
+from ..wire import errors, ids, request_head, target
 from ..wire.headers import connection_options
+from ..wire.http1 import ProtocolError
 from .answers import REQUEST_ID, SERVER, answer_error, reason_phrase
 
 log = Logger()
 
 MAX_HEADER_BYTES = 64 * 1024
 """Request line and header block. Claude Code's headers can pass Twisted's 16 KiB."""
-
-ONE_PIECE = 8 * 1024
-"""Up to so many bytes, what begins a request is not worth cutting into head and body."""
 
 MAX_PIPELINED_BYTES = 1024 * 1024
 """What a client may send before its last request is answered. Who sends more is cut off."""
@@ -52,7 +51,7 @@ LARGE_BODY = 1024 * 1024
 MAX_PAGE_BODY_BYTES = 1024 * 1024
 """Body of a request that is for us, not for an upstream."""
 
-PROXIED_ROOTS = (b"/v1", b"/api")
+PROXIED_ROOTS = frozenset({b"/v1", b"/api"})
 MESSAGE_PATHS = frozenset({b"/v1/messages", b"/v1/messages/count_tokens"})
 UNCOUNTED_PAGES = frozenset({"/health", "/livez"})
 """Asked every second by balancers: neither counted nor logged."""
@@ -60,7 +59,7 @@ UNCOUNTED_PAGES = frozenset({"/health", "/livez"})
 
 def is_proxied(local: target.Target) -> bool:
     """Whether a target is forwarded: all below ``/v1``, and of ``/api`` what is not ours."""
-    return any(local.is_below(root) for root in PROXIED_ROOTS)
+    return local.root in PROXIED_ROOTS
 
 
 @attrs.frozen(kw_only=True)
@@ -215,6 +214,7 @@ class ProxyRequest(server.Request):
         self.method, self.uri, self.clientproto = command, path, version
         self.path, _, query = path.partition(b"?")
         if self.flight is None:
+            self.parseCookies()
             self.content = BytesIO(self.body or b"")
             self.args = http.parse_qs(query, 1)
         else:
@@ -253,10 +253,16 @@ class ProxyRequest(server.Request):
         return reason
 
     def write(self, data: bytes) -> None:
-        if not self.startedWriting and self.front.drain.draining:
-            self.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-            self.channel.persistent = False
-        super().write(data)
+        if not self.startedWriting:
+            if self.front.drain.draining:
+                self.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+                self.channel.persistent = False
+            super().write(data)
+        elif data and not self._disconnected:
+            # What Twisted does for a piece of a body that has begun, without the questions about its beginning. (Where
+            # there is to be no body, it has put a function that does nothing in the place of this one.)
+            self.sentLength += len(data)
+            self.channel.write_pieces((b"%x\r\n" % len(data), data, b"\r\n") if self.chunked else (data,))
 
     def finish(self) -> None:
         channel = self.channel
@@ -268,7 +274,9 @@ class ProxyRequest(server.Request):
         flight.status = self.code
         if not flight.sent_bytes:
             flight.sent_bytes = self.sentLength
-        channel.when_sent(lambda: self._over(flight, Verdict.COMPLETE))
+        # All of it is written: nothing is left to be cut, but some of it may have to be waited for.
+        flight.on_cut = lambda reason: None
+        channel.when_sent(lambda verdict: self._sent(flight, verdict))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
@@ -295,6 +303,12 @@ class ProxyRequest(server.Request):
         if self.flight is not None:
             self.flight.verdict = Verdict.DRAINED
         self.channel.refuse(529, "overloaded_error", reason)
+
+    def _sent(self, flight: Flight, verdict: Verdict) -> None:
+        """What was written is out; or it never will be, whatever was found before."""
+        if verdict is not Verdict.COMPLETE:
+            flight.verdict = verdict
+        self._over(flight, Verdict.COMPLETE)
 
     def _over(self, flight: Flight, verdict: Verdict) -> None:
         """The last byte is out, or nobody is there to take it."""
@@ -330,21 +344,24 @@ class Channel(http.HTTPChannel):
 
     site: ProxySite
     requestFactory = ProxyRequest  # type: ignore[assignment]
-    totalHeadersSize = MAX_HEADER_BYTES
-    MAX_LENGTH = MAX_HEADER_BYTES
     requests: list[ProxyRequest]
     transport: ITransport
     timeOut: float | None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         super().__init__()
-        self._sent = Waiters()
+        self._told_when_sent: list[Callable[[Verdict], None]] = []
+        self._stalled = False
+        self._unread = b""
+        self._searched = 0
+        self._blank_line = False
+        self._reading = False
         self._head = b""
         self._pipelined = 0
         self._lingering = False
         self._closed = False
         self._receiving = False
-        self._closing: IDelayedCall | None = None
+        self._watch: IDelayedCall | None = None
         self._unsent = 0
 
     # Twisted calls these
@@ -357,18 +374,64 @@ class Channel(http.HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         if self._lingering:
             return
-        begins = not self._receiving and not self._handlingRequest
-        self._receiving = self._receiving or begins
-        if begins and len(data) > ONE_PIECE:
-            # Twisted cuts off line by line, and copies the rest of the buffer each time: keep the body out of that.
-            end_of_head = data.find(b"\r\n\r\n") + 4
-            if end_of_head >= 4:
-                super().dataReceived(data[:end_of_head])
-                data = data[end_of_head:]
-        super().dataReceived(data)
-        if begins and self._receiving:
-            # There is more to come.
+        self.resetTimeout()
+        self._unread = self._unread + data if self._unread else data
+        if self._reading:
+            # Called back with what was pipelined, from within an answer: the loop below goes on with it.
+            return
+        self._reading = True
+        try:
+            while self._unread and not self._lingering:
+                if self._handlingRequest or self._transferDecoder is not None:
+                    data, self._unread = self._unread, b""
+                    self.rawDataReceived(data)
+                elif not self._read_head():
+                    break
+        finally:
+            self._reading = False
+        receiving = not self._handlingRequest and (bool(self._unread) or self._transferDecoder is not None)
+        if receiving and not self._receiving and not self._lingering:
+            self._receiving = True
             self.setTimeout(self.site.front.config.read_timeout or None)
+
+    def _read_head(self) -> bool:
+        """
+        Take the next request's head, if all of it is here.
+
+        Twisted's own reader goes line by line, copying the rest of the buffer for each, and is less strict.
+        """
+        if self._unread.startswith(b"\r\n") and not self._blank_line:
+            # RFC 9112 §2.2: one is ignored.
+            self._unread, self._blank_line = self._unread[2:], True
+        unread = self._unread
+        end = unread.find(b"\r\n\r\n", max(0, self._searched - 3))
+        if end > MAX_HEADER_BYTES or (end < 0 and len(unread) > MAX_HEADER_BYTES):
+            self._headers_too_large()
+            return False
+        if end < 0:
+            if unread.count(b"\n", self._searched) != unread.count(b"\r\n", max(0, self._searched - 1)):
+                self._bad_request("its lines do not end in CRLF")
+            self._searched = len(unread)
+            return False
+        self._unread, self._searched, self._blank_line = unread[end + 4 :], 0, False
+        request = self.requestFactory(self, len(self.requests))
+        self.requests.append(request)
+        try:
+            head = request_head.parse(unread[:end])
+        except ProtocolError as fault:
+            self._bad_request(str(fault))
+            return False
+        request.requestHeaders = headers_of(head.fields)
+        self._command, self._path, self._version = head.method, head.target, head.version
+        self.length = head.length
+        if head.length is None:
+            self._maybeChooseTransferDecoder(b"Transfer-Encoding", b"chunked")
+        elif head.length:
+            self._maybeChooseTransferDecoder(b"Content-Length", b"%d" % head.length)
+        self.allHeadersReceived()
+        if head.length == 0 and not self._lingering:
+            self.allContentReceived()
+        return True
 
     def allHeadersReceived(self) -> None:
         request = self.requests[-1]
@@ -381,10 +444,6 @@ class Channel(http.HTTPChannel):
         expected = request.requestHeaders.getRawHeaders(b"Expect", [])
         if self._version == b"HTTP/1.1" and [value.lower() for value in expected] == [b"100-continue"]:
             self._send100Continue()
-
-    def lineReceived(self, line: bytes) -> None:
-        if not self._lingering:
-            super().lineReceived(line)
 
     def rawDataReceived(self, data: bytes) -> None:
         if self._lingering:
@@ -424,16 +483,22 @@ class Channel(http.HTTPChannel):
         self._head = b"".join([self._head, *lines, b"\r\n"])
 
     def write(self, data: bytes) -> None:
-        head, self._head = self._head, b""
-        write_now(self.transport, head + data if head else data)
+        self.write_pieces((data,))
 
     def writeSequence(self, iovec: Any) -> None:
-        self.write(b"".join(iovec))
+        self.write_pieces(tuple(iovec))
+
+    def write_pieces(self, pieces: tuple[bytes, ...]) -> None:
+        """Write, behind the head if that is still here."""
+        if self._head:
+            pieces = (self._head, *pieces)
+            self._head = b""
+        write_now(self.transport, pieces)
 
     def flush_head(self) -> None:
         """Write the head of an answer whose body is not there yet."""
         if self._head:
-            self.write(b"")
+            self.write_pieces(())
 
     def requestDone(self, request: http.Request) -> None:
         self.flush_head()
@@ -441,13 +506,17 @@ class Channel(http.HTTPChannel):
 
     def resumeProducing(self) -> None:
         super().resumeProducing()
-        self._sent.fire()
+        if not self._closed:
+            self._stop_watching()
+        self._tell(Verdict.COMPLETE)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._closing is not None and self._closing.active():
-            self._closing.cancel()
+        self._stop_watching()
         super().connectionLost(reason)
-        self._sent.fire()
+        if not unsent_bytes(self.transport):
+            self._tell(Verdict.COMPLETE)
+        else:
+            self._tell(Verdict.CLIENT_STALLED if self._stalled else Verdict.CLIENT_GONE)
         self.site.channel_lost(self)
 
     def timeoutConnection(self) -> None:
@@ -466,18 +535,15 @@ class Channel(http.HTTPChannel):
         self._closed = True
         self.flush_head()
         super().loseConnection()
-        self._watch_closing()
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self._headers_too_large()
+        self._watch_unsent()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        if self._receivedHeaderSize > self.totalHeadersSize:
-            self._headers_too_large()
-        else:
-            self.refuse(400, "invalid_request_error", "This is no valid HTTP/1.1 request.")
+        self._bad_request("a chunk of its body is malformed")
 
     # Ours
+
+    def _bad_request(self, why: str) -> None:
+        self.refuse(400, "invalid_request_error", f"This is no valid HTTP/1.1 request: {why}.")
 
     def _headers_too_large(self) -> None:
         self.refuse(431, "invalid_request_error", f"The request's headers are larger than {MAX_HEADER_BYTES} bytes.")
@@ -487,12 +553,22 @@ class Channel(http.HTTPChannel):
         """Whether a request has begun to arrive and its answer is not written."""
         return self._receiving or bool(self.requests)
 
-    def when_sent(self, act: Callable[[], None]) -> None:
-        """Call when the client is not holding anything back: at once, if it is not."""
+    def when_sent(self, act: Callable[[Verdict], None]) -> None:
+        """
+        Call when the client holds back nothing of what was written: at once, if it does not.
+
+        :param act: is told `COMPLETE`; or `CLIENT_STALLED` or `CLIENT_GONE`, when it will not take the rest.
+        """
         if self._waitingForTransport and self in self.site.channels:
-            self._sent.wait().addCallback(lambda _: act())
+            self._told_when_sent.append(act)
+            self._watch_unsent()
         else:
-            act()
+            act(Verdict.COMPLETE)
+
+    def _tell(self, verdict: Verdict) -> None:
+        self._told_when_sent, acts = [], self._told_when_sent
+        for act in acts:
+            act(verdict)
 
     def refuse(self, status: int, error_type: str, message: str) -> None:
         """Answer instead of a resource, while the request may still be arriving, and close."""
@@ -518,7 +594,8 @@ class Channel(http.HTTPChannel):
         if request is not None:
             request.refused(status, len(body))
         # Closing with unread input would reset the connection, and the answer would be lost.
-        self._closing = self.callLater(LINGER, self.abort)
+        self._stop_watching()
+        self._watch = self.callLater(LINGER, self.abort)
         if isinstance(self.transport, Connection) and not self.transport.TLS:
             self.transport.loseWriteConnection()
         else:
@@ -540,21 +617,32 @@ class Channel(http.HTTPChannel):
         abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
         abort()
 
-    def _watch_closing(self) -> None:
-        """A closing connection waits for its client to take the rest; not for one that takes nothing."""
-        limit = self.site.front.config.write_timeout
-        if (self._closing is not None and self._closing.active()) or not limit or self not in self.site.channels:
+    def _watch_unsent(self) -> None:
+        """
+        Wait for the client to take the rest of what was written, and then to close; not for one that does neither.
+
+        `WRITE_TIMEOUT` is the time without progress. Only where nothing is left to be taken, it is `LINGER`.
+        """
+        if self._watch is not None or self not in self.site.channels:
             return
-
-        def check() -> None:
-            before, self._unsent = self._unsent, unsent_bytes(self.transport)
-            if self._unsent and self._unsent < before:
-                self._closing = self.callLater(limit, check)
-            else:
-                self.abort()
-
         self._unsent = unsent_bytes(self.transport)
-        self._closing = self.callLater(limit, check)
+        limit = self.site.front.config.write_timeout if self._unsent else LINGER
+        if limit:
+            self._watch = self.callLater(limit, self._check_unsent)
+
+    def _check_unsent(self) -> None:
+        self._watch = None
+        before, self._unsent = self._unsent, unsent_bytes(self.transport)
+        if self._unsent and self._unsent < before:
+            self._watch = self.callLater(self.site.front.config.write_timeout, self._check_unsent)
+        else:
+            self._stalled = True
+            self.abort()
+
+    def _stop_watching(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None and watch.active():
+            watch.cancel()
 
 
 class ProxySite(server.Site):

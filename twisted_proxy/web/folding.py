@@ -12,8 +12,8 @@ from ..relay.upstream import FailureKind, UpstreamError
 from ..wire.message import ErrorEvent, MessageFold
 from .passage import Passage
 
-_OF_A_STREAM = (b"Cache-Control", b"Content-Encoding", b"X-Accel-Buffering")
-"""What upstreams say of event streams, beside type and framing."""
+_OF_A_STREAM = (b"Cache-Control", b"Content-Encoding", b"Content-Length", b"X-Accel-Buffering")
+"""What upstreams say of event streams, beside their type."""
 
 
 async def fold(passage: Passage, response: IResponse) -> None:
@@ -23,10 +23,15 @@ async def fold(passage: Passage, response: IResponse) -> None:
     :raises UpstreamError: there is none.
     :raises CancelledError: when cancelled; the upstream's connection is closed.
     """
-    if response.headers.getRawHeaders(b"Content-Encoding", [b"identity"]) != [b"identity"]:
-        stop_body(response)
-        raise UpstreamError(FailureKind.ENCODED, "The upstream encoded its answer, although it was asked for identity.")
+    encoding = b",".join(response.headers.getRawHeaders(b"Content-Encoding", ())).strip().lower()
     fields = passage.copy_head(response)
+    if encoding not in (b"", b"identity"):
+        stop_body(response)
+        raise UpstreamError(
+            FailureKind.ENCODED,
+            f"The upstream encoded its answer ({encoding.decode('ascii', 'replace')[:64]}), "
+            "although it was asked for identity: it cannot be made one message.",
+        )
     for name in _OF_A_STREAM:
         fields.removeHeader(name)
     fields.setRawHeaders(b"Content-Type", [b"application/json"])

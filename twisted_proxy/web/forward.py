@@ -118,7 +118,7 @@ class Forwarder:
         remove_fields(fields, headers.not_upstream(fields.getRawHeaders(b"Connection", ())))
         # Answers must be bytes that every client can read, and the record.
         fields.setRawHeaders(b"Accept-Encoding", [b"identity"])
-        if local.is_below(b"/v1") and not fields.hasHeader(b"Anthropic-Version"):
+        if local.root == b"/v1" and not fields.hasHeader(b"Anthropic-Version"):
             fields.setRawHeaders(b"Anthropic-Version", [self._upstream.provider.version.encode("ascii")])
 
     async def _relay(self, passage: Passage, response: IResponse) -> None:

@@ -22,8 +22,8 @@ MAX_CHUNK_LINE_BYTES = 4 * 1024
 MAX_TRAILER_BYTES = 64 * 1024
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t \x21-\x7e\x80-\xff]*))?")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_FIELD_LINE = re.compile(rb"\r\n([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_CONTROL_BUT_LINE_ENDS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _HEX_DIGITS = b"0123456789abcdefABCDEF"
 # Blanks before the extensions are RFC 9112's BWS; without extensions, they are what some servers pad the size with.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
@@ -308,22 +308,33 @@ class ResponseReader:
                     self._state = _State.COMPLETE
                     break
                 self._trailer_bytes += length
-                _parse_field(line)
+                parse_fields(b"\r\n" + line, 0)
         if position < size or data is not new:
             self._keep(data, position, searched=self._state in (_State.CHUNK_LINE, _State.TRAILER))
 
 
 def _parse_head(block: bytes) -> Head:
-    lines = block.split(b"\r\n")
-    status_line = _STATUS_LINE.fullmatch(lines[0])
+    end = block.find(b"\r\n")
+    status_line = _STATUS_LINE.fullmatch(block, 0, len(block) if end < 0 else end)
     if status_line is None:
         raise ProtocolError("the status line is malformed")
-    fields = [_parse_field(line) for line in lines[1:]]
+    fields = parse_fields(block, end) if end >= 0 else []
     return Head(int(status_line[1]), int(status_line[2]), status_line[3] or b"", fields)
 
 
-def _parse_field(line: bytes) -> tuple[bytes, bytes]:
-    name, colon, value = line.partition(b":")
-    if not colon or _TOKEN.fullmatch(name) is None or _CONTROL.search(value) is not None:
-        raise ProtocolError("a header line of the answer is malformed")
-    return name, value.strip(b" \t")
+def parse_fields(block: bytes, position: int) -> list[tuple[bytes, bytes]]:
+    """
+    Names and values of field lines (RFC 9112 §5), as they came, without the blanks around the values.
+
+    :param block: a head without the blank line that ends it.
+    :param position: of the CRLF before the first field line.
+    :raises ProtocolError: no token for a name, a blank before the colon, a folded line, a control character.
+    """
+    lines = block.count(b"\r\n", position)
+    found = _FIELD_LINE.findall(block, position)
+    # Each line has matched, and up to its end: nothing but a control character stops a match before that.
+    if len(found) != lines or _CONTROL_BUT_LINE_ENDS.search(block) is not None:
+        raise ProtocolError("a header line is malformed")
+    if block.count(b"\r", position) != lines or block.count(b"\n", position) != lines:
+        raise ProtocolError("a header line does not end in CRLF")
+    return [(name, value.rstrip(b" \t")) for name, value in found]

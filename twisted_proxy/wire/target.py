@@ -35,12 +35,18 @@ class Target:
     A request target that passed: ``path`` and ``query`` are the client's bytes.
 
     :ivar raw: path and query as they came, ``?`` included where it came.
+    :ivar root: the path's first segment, with its slash: ``/v1``.
     :ivar query: what follows the first ``?``; ``None`` where there is none.
     """
 
     raw: bytes
     path: bytes
     query: bytes | None
+    root: bytes = attrs.field(init=False)
+
+    @root.default
+    def _find_root(self) -> bytes:
+        return b"/" + self.path[1:].partition(b"/")[0]
 
     def below(self, depth: int) -> Target:
         """This target without its first ``depth`` segments, as a resource that hangs there sees it."""
@@ -48,10 +54,6 @@ class Target:
             return self
         rest = b"/" + b"/".join(self.path.split(b"/")[depth + 1 :])
         return Target(rest if self.query is None else rest + b"?" + self.query, rest, self.query)
-
-    def is_below(self, root: bytes) -> bool:
-        """Whether the path is ``root`` itself (``/v1``), or below it."""
-        return self.path.startswith(root) and self.path[len(root) : len(root) + 1] in (b"", b"/")
 
 
 def parse(raw: bytes) -> Target:
