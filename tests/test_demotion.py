@@ -124,7 +124,7 @@ def test_the_upstreams_headers_are_kept_and_those_of_a_stream_gone(logs: list[Lo
     assert answer.header("content-type") == "application/json"
     assert answer.header("content-length") == str(len(EXPECTED))
     (line,) = captured(logs, "access")
-    assert "stream=false demoted=true" in line
+    assert "demoted=true" in line
     assert f"bytes={len(EXPECTED)}" in line
     assert "verdict=complete" in line
 

@@ -108,7 +108,7 @@ def test_a_request_counts_from_its_headers_to_its_last_byte(logs: list[dict[str,
     (line,) = captured(logs, "access")
     assert line.split(" ", 2)[2] == (
         "method=POST path=/v1/messages status=200 bytes=4 ttft=2.000 elapsed=5.000 verdict=complete "
-        "model=- stream=false demoted=false body_bytes=10"
+        "demoted=false body_bytes=10"
     )
 
 

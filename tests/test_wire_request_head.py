@@ -13,6 +13,8 @@ from twisted.web.http_headers import Headers
 from twisted_proxy.relay.fields import headers_of
 from twisted_proxy.wire.http1 import ProtocolError
 from twisted_proxy.wire.request_head import MAX_FIELDS, RequestHead, parse
+from twisted_proxy.wire.target import BadTarget
+from twisted_proxy.wire.target import parse as parse_target
 
 HOST = (b"Host", b"x")
 TOKEN_BYTES = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -269,3 +271,188 @@ def test_http_1_1_has_a_host() -> None:
     assert parse(b"GET / HTTP/1.0").fields == []
 
 
+def test_a_refusal_quotes_nothing() -> None:
+    """It goes to whoever sent this, and may go to a log: a credential in the wrong place stays out of both."""
+    secret = b"sk-ant-s3cr3t"
+    for block in (
+        secret,
+        b"GET /%b HTTP/1.2" % secret,
+        post(secret),
+        post(b"X-Api-Key : " + secret),
+        post(b"X-Api-Key: %b\x00" % secret),
+        post(b"Content-Length: " + secret),
+        post(b"Transfer-Encoding: " + secret),
+    ):
+        with pytest.raises(ProtocolError) as caught:
+            parse(block)
+        assert secret.decode() not in str(caught.value)
+
+
+# Beside h11
+
+
+def normal(head: RequestHead) -> RequestHead:
+    """As h11 shows it: codings in lower case."""
+    fields = [(name, value.lower() if name.lower() == b"transfer-encoding" else value) for name, value in head.fields]
+    return head._replace(fields=fields)
+
+
+STRICTER = [
+    # h11 reads these; we do not: the head, and why.
+    (post(b"A: b", b" c"), "obs-fold: RFC 9112 §5.2 has a server refuse it, or join it as every reader before it did"),
+    (b"GET / HTTP/1.1\nHost: x", "LF for CRLF: RFC 9112 §2.2 lets it be, and readers differ in whether they do"),
+    (post(b"A: b\x01c"), "control characters: RFC 9110 §5.5 calls the field invalid"),
+    (post(b"A: b\x7fc"), "DEL is one"),
+    (post(b"Content-Length: 5", b"Content-Length: 5"), "several lengths: RFC 9112 §6.3 lets either be done"),
+    (post(b"Content-Length: 5, 5"), "the same in one field"),
+    (post(b"Content-Length: " + b"9" * 19), "more bytes than there are: may overflow elsewhere"),
+    (post(b"Content-Length: 5", b"Transfer-Encoding: chunked"), "RFC 9112 §6.1: ought to be handled as an error"),
+    (lines(b"POST / HTTP/1.0", b"Transfer-Encoding: chunked"), "RFC 9112 §6.1: the framing is faulty"),
+    (lines(b"GET / HTTP/1.2", b"Host: x"), "a version that nobody has described"),
+    (lines(b"GET / HTTP/2.0", b"Host: x"), "not the version of these bytes"),
+    (lines(b"GET / HTTP/0.9", b"Host: x"), "HTTP/0.9 has no version, and no fields"),
+    (post(*[b"x: y"] * 500), "more fields than anybody has"),
+]
+
+LAXER = [
+    (lines(b"GET /\xc3\xa4 HTTP/1.1", b"Host: x"), "`wire.target` refuses it, and says what to do"),
+]
+
+
+@pytest.mark.parametrize(("block", "why"), STRICTER)
+def test_where_we_are_stricter(block: bytes, why: str) -> None:
+    """Each with its reason."""
+    assert why
+    assert by_h11(block) is not None
+    with pytest.raises(ProtocolError):
+        parse(block)
+
+
+@pytest.mark.parametrize(("block", "why"), LAXER)
+def test_where_we_are_not(block: bytes, why: str) -> None:
+    """What passes here is refused by the next who reads it."""
+    assert why
+    assert by_h11(block) is None
+    with pytest.raises(BadTarget):
+        parse_target(parse(block).target)
+
+
+token = st.text(TOKEN_BYTES.decode(), min_size=1, max_size=8).map(str.encode)
+value = st.binary(max_size=12).map(
+    lambda raw: bytes(byte for byte in raw if byte == 9 or (byte >= 32 and byte != 127)).strip(b" \t")
+)
+blanks = st.sampled_from([b"", b" ", b"\t", b" \t "])
+request_target = st.text("/abcXYZ019?&=%~._-;:@", min_size=1, max_size=16).map(str.encode)
+framing = st.sampled_from(
+    [(), (), (b"Content-Length: 3",), (b"content-length:007",), (b"Transfer-Encoding: chunked",), (b"TE: trailers",)]
+)
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> bytes:
+    """Heads that RFC 9112 allows, with at most one field that frames."""
+    fields = [
+        name + b":" + draw(blanks) + draw(value) + draw(blanks)
+        for name in draw(st.lists(token, max_size=5))
+        if name.lower() not in (b"host", b"content-length", b"transfer-encoding")
+    ]
+    fields += [b"Host: x", *draw(framing)]
+    fields = draw(st.permutations(fields))
+    return lines(draw(token) + b" " + draw(request_target) + b" HTTP/1.1", *fields)
+
+
+mutation = st.tuples(
+    st.sampled_from(["insert", "replace", "delete", "repeat"]),
+    st.integers(0, 300),
+    st.sampled_from(
+        [
+            *(
+                b"\r",
+                b"\n",
+                b"\r\n",
+                b"\x00",
+                b" ",
+                b"\t",
+                b":",
+                b",",
+                b"\x0b",
+                b"\x7f",
+                b"\x80",
+                b"0",
+                b"x",
+                b"HTTP/1.0",
+            ),
+            *(b"\r\nHost: y", b"\r\nContent-Length: 3", b"\r\nTransfer-Encoding: chunked", b"\r\n x", b"5, 5", b"+"),
+        ]
+    ),
+)
+
+
+def mutated(block: bytes, mutations: list[tuple[str, int, bytes]]) -> bytes:
+    for how, where, what in mutations:
+        at = where % (len(block) + 1)
+        if how == "insert":
+            block = block[:at] + what + block[at:]
+        elif how == "replace":
+            block = block[:at] + what + block[at + len(what) :]
+        elif how == "delete":
+            block = block[:at] + block[at + 1 :]
+        else:
+            block = block[:at] + block[max(0, at - 9) :]
+    return block
+
+
+@settings(deadline=None, max_examples=200)
+@given(heads())
+def test_what_is_valid_is_read_as_h11_reads_it(block: bytes) -> None:
+    """Method, target, version, fields and framing."""
+    assert normal(parse(block)) == by_h11(block)
+
+
+@settings(deadline=None, max_examples=500)
+@given(heads(), st.lists(mutation, min_size=1, max_size=3))
+def test_what_h11_refuses_is_refused(block: bytes, mutations: list[tuple[str, int, bytes]]) -> None:
+    """And what both read they read alike."""
+    block = mutated(block, mutations)
+    try:
+        ours = parse(block)
+    except ProtocolError:
+        return
+    if any(byte > 126 for byte in ours.target):
+        return
+    assert normal(ours) == by_h11(block)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_anything_else_is_no_request(block: bytes) -> None:
+    """Bytes of any kind are refused in order, not with an error of ours."""
+    with pytest.raises(ProtocolError):
+        parse(block)
+
+
+# As Twisted holds them
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.one_of(token, st.sampled_from([b"ETAG", b"www-authenticate", b"x-A", b"X-a"])), value)))
+def test_headers_of_fields(fields: list[tuple[bytes, bytes]]) -> None:
+    """Those that Twisted's own methods would have made: names, case, order, repeats."""
+    expected = Headers()
+    for name, field_value in fields:
+        expected.addRawHeader(name, field_value)
+    headers = headers_of(fields)
+    assert headers == expected
+    assert list(headers.getAllRawHeaders()) == list(expected.getAllRawHeaders())
+    for name, _ in fields:
+        assert headers.getRawHeaders(name) == expected.getRawHeaders(name)
+
+
+def test_headers_of_fields_can_be_changed() -> None:
+    """They are nobody else's."""
+    headers = headers_of([(b"a", b"1"), (b"A", b"2"), (b"b", b"3")])
+    headers.addRawHeader(b"a", b"4")
+    headers.removeHeader(b"B")
+    headers.setRawHeaders(b"c", [b"5"])
+    assert list(headers.getAllRawHeaders()) == [(b"A", [b"1", b"2", b"4"]), (b"C", [b"5"])]
+    assert list(headers_of([]).getAllRawHeaders()) == []

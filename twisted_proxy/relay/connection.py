@@ -59,6 +59,10 @@ CLOSE_TIMEOUT = 1.0
 """Seconds that closing waits for the peers' close_notify."""
 
 
+# Computed once: flags are an enumeration, and combining its members is slow.
+_LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+
 class ConnectTimeout(Exception):
     """No connection within `CONNECT_TIMEOUT`. Nothing was sent."""
 
@@ -296,7 +300,7 @@ class UpstreamConnection(Protocol):
         if not isinstance(handle, socket.socket):
             return False
         try:
-            handle.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            handle.recv(1, _LOOK)
         except BlockingIOError:
             return False
         except OSError:

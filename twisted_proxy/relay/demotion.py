@@ -43,14 +43,18 @@ def _words(reason: Failure) -> str:
     return "cut short"
 
 
-def rewrite(method: bytes, path: bytes, body: bytes, summary: wire_body.Summary) -> bytes | None:
+def applies_to(method: bytes, path: bytes) -> bool:
+    """Whether requests of this kind can be demoted."""
+    return method == b"POST" and path == MESSAGES
+
+
+def rewrite(body: bytes, summary: wire_body.Summary) -> bytes | None:
     """
     The body of a request that is to be demoted, with ``"stream": true`` and every other byte as it was.
 
-    ``None`` where the request is not one: another endpoint, a stream already, or no JSON object that the API takes;
-    it goes up as it is.
+    ``None`` where it is a stream already, or no JSON object that the API takes; it goes up as it is.
     """
-    if method != b"POST" or path != MESSAGES or summary.stream or not summary.well_formed:
+    if summary.stream or not summary.well_formed:
         return None
     return wire_body.replace_member(body, "stream", b"true")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import attrs
 
 from .. import logs
+from ..wire.body import Summary, peek
 from ..wire.target import loggable_query
 
 
@@ -38,6 +39,7 @@ class Flight:
     Times are of the reactor's clock, in seconds.
 
     :ivar query: as it came; it may hold secrets.
+    :ivar readable: the request's body, as long as somebody may ask what it says, and where it can be read.
     :ivar body_bytes: of the request, as far as they came.
     :ivar sent_bytes: of the answer's body, as far as they were written.
     :ivar on_cut: ends the answer visibly.
@@ -49,16 +51,35 @@ class Flight:
     query: bytes | None
     received_at: float
     on_cut: Callable[[str], None]
-    model: str | None = None
-    stream: bool | None = None
+    readable: bytes | None = None
     demoted: bool = False
-    has_thinking: bool | None = None
     betas: str | None = None
     body_bytes: int = 0
     status: int | None = None
     sent_bytes: int = 0
     first_byte_at: float | None = None
     verdict: Verdict | None = None
+    _summary: Summary | None = None
+
+    @property
+    def summary(self) -> Summary | None:
+        """
+        What the body says, read when it is first asked for: that takes most of a millisecond a megabyte.
+
+        ``None`` where it cannot be read, or is gone.
+        """
+        if self._summary is None and self.readable is not None:
+            self._summary = peek(self.readable)
+        return self._summary
+
+    @property
+    def model(self) -> str | None:
+        return None if self.summary is None else self.summary.model
+
+    def forget_body(self) -> None:
+        """Keep what the body says, and not the body."""
+        self._summary = self.summary
+        self.readable = None
 
     def cut(self, reason: str) -> None:
         self.on_cut(reason)
@@ -77,8 +98,6 @@ class Flight:
                 "ttft": ttft,
                 "elapsed": now - self.received_at,
                 "verdict": (self.verdict or Verdict.FAILED).value,
-                "model": self.model,
-                "stream": self.stream,
                 "demoted": self.demoted,
                 "body_bytes": self.body_bytes,
             },
@@ -86,14 +105,15 @@ class Flight:
 
     def log_forward_error(self, now: float, *, kind: str, ctx_err: str, status: int | None) -> None:
         """Write the line that says why a request could not be forwarded, or not to its end."""
+        summary = self.summary
         logs.error(
             "forward_error",
             {
                 "request_id": self.request_id,
-                "model": self.model,
-                "stream": self.stream,
+                "model": None if summary is None else summary.model,
+                "stream": None if summary is None else summary.stream,
                 "body_bytes": self.body_bytes,
-                "has_thinking": self.has_thinking,
+                "has_thinking": None if summary is None else summary.has_thinking,
                 "anthropic_beta": self.betas,
                 "query": loggable_query(self.query),
                 "elapsed": now - self.received_at,

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from twisted.internet.interfaces import ITransport
 from twisted.internet.tcp import Connection
 
+LARGE = 16 * 1024
+"""From so many bytes on, to copy them costs more than to hand over several pieces."""
+
 
 def unsent_bytes(transport: object) -> int:
     """
@@ -38,14 +41,13 @@ def write_now(transport: ITransport, pieces: Sequence[bytes]) -> None:
         and not transport.disconnecting
         and not transport._writeDisconnecting
     ):
+        size = sum(map(len, pieces))
         try:
-            sent = transport.socket.sendmsg(pieces)
+            sent = transport.socket.send(b"".join(pieces)) if size < LARGE else transport.socket.sendmsg(pieces)
         except OSError:
             # Full, or broken: the reactor finds out which.
             sent = 0
-        if sent == sum(map(len, pieces)):
-            return
-        data = b"".join(pieces)
-        transport.write(data[sent:] if sent else data)
+        if sent < size:
+            transport.write(b"".join(pieces)[sent:])
     else:
         transport.write(b"".join(pieces))

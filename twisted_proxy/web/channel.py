@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITransport
 from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
@@ -32,7 +32,7 @@ from ..relay.transports import unsent_bytes, write_now
 from ..runtime import Drain, Gauge, Waiters
 from ..wire import errors, ids, request_head, target
 from ..wire.headers import connection_options
-from ..wire.http1 import ProtocolError
+from ..wire.http1 import ProtocolError, parse_fields
 from .answers import REQUEST_ID, SERVER, answer_error, reason_phrase
 
 log = Logger()
@@ -47,6 +47,9 @@ LINGER = 10.0
 """Seconds that a refused client may go on sending before the connection is closed under it (RFC 9112 §9.6)."""
 
 LARGE_BODY = 1024 * 1024
+
+CHUNKS_AT_ONCE = 64 * 1024
+"""So many bytes of a chunked body are decoded in one go: what is not of it is copied."""
 
 MAX_PAGE_BODY_BYTES = 1024 * 1024
 """Body of a request that is for us, not for an upstream."""
@@ -352,10 +355,14 @@ class Channel(http.HTTPChannel):
         super().__init__()
         self._told_when_sent: list[Callable[[Verdict], None]] = []
         self._stalled = False
-        self._unread = b""
+        self._unread: bytes | bytearray = b""
+        # So many bytes of it are read, and so many behind them were searched for the end of a head.
+        self._position = 0
         self._searched = 0
         self._blank_line = False
         self._reading = False
+        self._peer: IAddress | None = None
+        self._host: IAddress | None = None
         self._head = b""
         self._pipelined = 0
         self._lingering = False
@@ -372,27 +379,47 @@ class Channel(http.HTTPChannel):
         super().connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
-        if self._lingering:
+        if self._lingering or self._closed:
+            # TLS goes on reading after it was told to close: nobody could be answered.
             return
         self.resetTimeout()
-        self._unread = self._unread + data if self._unread else data
+        if not self._unread:
+            self._unread = data
+        else:
+            if not isinstance(self._unread, bytearray):
+                self._unread = bytearray(self._unread)
+            self._unread += data
         if self._reading:
             # Called back with what was pipelined, from within an answer: the loop below goes on with it.
             return
         self._reading = True
         try:
-            while self._unread and not self._lingering:
+            while self._position < len(self._unread) and not self._lingering:
                 if self._handlingRequest or self._transferDecoder is not None:
-                    data, self._unread = self._unread, b""
-                    self.rawDataReceived(data)
+                    self.rawDataReceived(self._next_piece())
                 elif not self._read_head():
                     break
         finally:
             self._reading = False
+        if self._position:
+            # What remains came with this piece: nothing is moved here again for each piece.
+            self._unread, self._position = self._unread[self._position :], 0
         receiving = not self._handlingRequest and (bool(self._unread) or self._transferDecoder is not None)
-        if receiving and not self._receiving and not self._lingering:
-            self._receiving = True
-            self.setTimeout(self.site.front.config.read_timeout or None)
+        if receiving != self._receiving and not self._lingering:
+            # It may have begun with the first half of a blank line, which is no request.
+            self._receiving = receiving
+            config = self.site.front.config
+            self.setTimeout((config.read_timeout if receiving else config.idle_timeout) or None)
+
+    def _next_piece(self) -> bytes:
+        """What comes next, to be read by others; of a body, not much beyond its end, which they would copy."""
+        decoder = self._transferDecoder
+        end = len(self._unread)
+        if decoder is not None:
+            end = min(end, self._position + (CHUNKS_AT_ONCE if self.length is None else decoder.contentLength))
+        piece = self._unread[self._position : end]
+        self._position = end
+        return bytes(piece)
 
     def _read_head(self) -> bool:
         """
@@ -400,24 +427,28 @@ class Channel(http.HTTPChannel):
 
         Twisted's own reader goes line by line, copying the rest of the buffer for each, and is less strict.
         """
-        if self._unread.startswith(b"\r\n") and not self._blank_line:
-            # RFC 9112 §2.2: one is ignored.
-            self._unread, self._blank_line = self._unread[2:], True
         unread = self._unread
-        end = unread.find(b"\r\n\r\n", max(0, self._searched - 3))
-        if end > MAX_HEADER_BYTES or (end < 0 and len(unread) > MAX_HEADER_BYTES):
+        if unread.startswith(b"\r\n", self._position) and not self._blank_line:
+            # RFC 9112 §2.2: one is ignored.
+            self._position += 2
+            self._searched, self._blank_line = 0, True
+        begin = self._position
+        searched = begin + self._searched
+        end = unread.find(b"\r\n\r\n", max(begin, searched - 3))
+        # Where the end is not here, up to three bytes of the blank line may be.
+        if (len(unread) - 3 if end < 0 else end) - begin > MAX_HEADER_BYTES:
             self._headers_too_large()
             return False
         if end < 0:
-            if unread.count(b"\n", self._searched) != unread.count(b"\r\n", max(0, self._searched - 1)):
+            if unread.count(b"\n", searched) != unread.count(b"\r\n", max(begin, searched - 1)):
                 self._bad_request("its lines do not end in CRLF")
-            self._searched = len(unread)
+            self._searched = len(unread) - begin
             return False
-        self._unread, self._searched, self._blank_line = unread[end + 4 :], 0, False
+        self._position, self._searched, self._blank_line = end + 4, 0, False
         request = self.requestFactory(self, len(self.requests))
         self.requests.append(request)
         try:
-            head = request_head.parse(unread[:end])
+            head = request_head.parse(bytes(unread[begin:end]))
         except ProtocolError as fault:
             self._bad_request(str(fault))
             return False
@@ -432,6 +463,17 @@ class Channel(http.HTTPChannel):
         if head.length == 0 and not self._lingering:
             self.allContentReceived()
         return True
+
+    def getPeer(self) -> IAddress:
+        # Each request asks, and each answer would be a system call and an object.
+        if self._peer is None:
+            self._peer = super().getPeer()
+        return self._peer
+
+    def getHost(self) -> IAddress:
+        if self._host is None:
+            self._host = super().getHost()
+        return self._host
 
     def allHeadersReceived(self) -> None:
         request = self.requests[-1]
@@ -457,6 +499,19 @@ class Channel(http.HTTPChannel):
             self.abort()
         else:
             self._dataBuffer.append(data)
+
+    def _finishRequestBody(self, data: bytes) -> None:
+        # Twisted would put aside, uncounted, what is behind the body.
+        self._position -= len(data)
+        decoder = self._transferDecoder
+        try:
+            if isinstance(decoder, http._ChunkedTransferDecoder):
+                # Nobody is told of them; but who reads on does so from where they end.
+                parse_fields(b"".join(b"\r\n" + line for line in decoder._trailerHeaders), 0)
+        except ProtocolError as fault:
+            self._bad_request(f"{fault} (in a trailer)")
+        else:
+            self.allContentReceived()
 
     def allContentReceived(self) -> None:
         if not self._lingering:
@@ -577,22 +632,23 @@ class Channel(http.HTTPChannel):
         self._lingering = True
         self._receiving = False
         self.setTimeout(None)
-        request = self.requests[-1] if self.requests else None
-        request_id = self.site.front.new_request_id() if request is None else request.request_id
-        body = errors.envelope(error_type, message, request_id)
+        if not self.requests:
+            # Refused before its head was read; it is logged as any other.
+            self.requests.append(self.requestFactory(self, 0))
+        request = self.requests[-1]
+        body = errors.envelope(error_type, message, request.request_id)
         head = [
             b"HTTP/1.1 %d %b" % (status, reason_phrase(status)),
             b"Content-Type: application/json",
             b"Content-Length: %d" % len(body),
             b"Server: " + SERVER,
-            REQUEST_ID + b": " + request_id.encode("ascii"),
+            REQUEST_ID + b": " + request.request_id.encode("ascii"),
             b"Connection: close",
             b"",
-            b"" if request is not None and request.method == b"HEAD" else body,
+            b"" if request.method == b"HEAD" else body,
         ]
         self.transport.write(b"\r\n".join(head))
-        if request is not None:
-            request.refused(status, len(body))
+        request.refused(status, len(body))
         # Closing with unread input would reset the connection, and the answer would be lost.
         self._stop_watching()
         self._watch = self.callLater(LINGER, self.abort)

@@ -82,11 +82,13 @@ class Forwarder:
         flight.on_cut = refuse
         try:
             response = await self._upstream.send(request.method, local.raw, request.requestHeaders, body)
-            # A conversation of a megabyte need not wait for the answer to end.
             del body
-            if flight.demoted and response.code == 200 and _is_event_stream(response):
-                await fold(passage, response)
-                return
+            if _is_event_stream(response):
+                # A conversation of a megabyte need not stay for as long as its answer grows.
+                flight.forget_body()
+                if flight.demoted and response.code == 200:
+                    await fold(passage, response)
+                    return
         except UpstreamError as failure:
             passage.answer_failure(failure)
         except CancelledError:
@@ -104,10 +106,9 @@ class Forwarder:
         flight.betas = _text(fields.getRawHeaders(b"Anthropic-Beta"))
         if not body or fields.hasHeader(b"Content-Encoding"):
             return body
-        summary = wire_body.peek(body)
-        flight.model, flight.stream, flight.has_thinking = summary.model, summary.stream, summary.has_thinking
-        if self._upstream.provider.demote_nonstreaming:
-            rewritten = demotion.rewrite(request.method, local.path, body, summary)
+        flight.readable = body
+        if self._upstream.provider.demote_nonstreaming and demotion.applies_to(request.method, local.path):
+            rewritten = demotion.rewrite(body, wire_body.peek(body))
             if rewritten is not None:
                 flight.demoted = True
                 return rewritten

@@ -24,9 +24,10 @@ MAX_TRAILER_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t \x21-\x7e\x80-\xff]*))?")
 _FIELD_LINE = re.compile(rb"\r\n([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _CONTROL_BUT_LINE_ENDS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
 _HEX_DIGITS = b"0123456789abcdefABCDEF"
 # Blanks before the extensions are RFC 9112's BWS; without extensions, they are what some servers pad the size with.
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_CHUNK_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
 
 class ProtocolError(Exception):
@@ -76,6 +77,9 @@ class _State(enum.Enum):
     COMPLETE = enum.auto()
 
 
+_AT_CHUNK_LINE = _State.CHUNK_LINE
+
+
 class ResponseReader:
     """
     Reads one final response, and skips the 1xx ones before it.
@@ -116,6 +120,13 @@ class ResponseReader:
 
         :raises ProtocolError: the response is malformed; the connection is of no more use.
         """
+        if self._state is _AT_CHUNK_LINE and not self._buffer:
+            # An event, most often: one chunk, whole, in one piece.
+            end = data.find(b"\r\n", 0, 10)
+            if end > 0 and _CHUNK_SIZE.fullmatch(data, 0, end) is not None:
+                stop = end + 2 + int(data[:end], 16)
+                if len(data) == stop + 2 and stop > end + 2 and data.endswith(b"\r\n"):
+                    return Received(None, data[end + 2 : stop], False)
         head: Head | None = None
         if data:
             self.started = True
@@ -287,7 +298,7 @@ class ResponseReader:
                         # A body that was never chunked: its line end may never come.
                         raise ProtocolError("a chunk-size line is malformed")
                     break
-                match = _CHUNK_LINE.fullmatch(data, position, end)
+                match = _CHUNK_SIZE_LINE.fullmatch(data, position, end)
                 if match is None or end - position > MAX_CHUNK_LINE_BYTES:
                     raise ProtocolError("a chunk-size line is malformed")
                 position = end + 2
