@@ -32,7 +32,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist benchmarks/build *.egg-info tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find twisted_proxy twisted tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache twistd.pid
 
