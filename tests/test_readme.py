@@ -25,10 +25,10 @@ def test_the_embedding_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     reactor = MemoryReactorClock()
     monkeypatch.setattr("twisted.internet.reactor", reactor, raising=False)
     names: dict[str, Any] = {}
-    exec(compile(example, "README.md", "exec"), names)  # noqa: S102
+    exec(compile(example, "README.md", "exec"), names)
     application = IService(names["application"])
-    application.privilegedStartService()  # type: ignore[no-untyped-call]
-    application.startService()  # type: ignore[no-untyped-call]
+    application.privilegedStartService()
+    application.startService()
     ((port, site, _, interface),) = reactor.tcpServers
     assert (port, interface) == (8080, "127.0.0.1")
 
