@@ -480,13 +480,12 @@ class TestFailures:
         assert_failure(before_raw, got, path, 502, "api_error", kind)
         assert b"hello" not in got.body
 
-    @pytest.mark.parametrize("when", ["at accept", "after the request"])
-    @pytest.mark.parametrize("how", ["fin", "rst"])
+    @pytest.mark.parametrize(("when", "how"), [("at accept", "fin"), ("after the request", "fin"), ("after", "rst")])
     def test_hung_up_and_never_sent_twice(self, raw: RawUpstream, before_raw: Proxy, when: str, how: str) -> None:
         """A POST whose connection died may have been received: 502, and no second attempt."""
 
         def handle(connection: socket.socket) -> None:
-            if when == "after the request":
+            if when != "at accept":
                 read_request(connection)
             if how == "rst":
                 reset(connection)
@@ -497,6 +496,17 @@ class TestFailures:
         got = call(before_raw.port, "POST", path, (), prompt())
         assert_failure(before_raw, got, path, 502, "api_error", "reset")
         assert raw.accepted == accepted + 1
+
+    def test_reset_at_accept(self, raw: RawUpstream, before_raw: Proxy) -> None:
+        """The reset may come before the connection is seen to stand: only then is there another attempt."""
+        raw.handle = reset
+        accepted = raw.accepted
+        path = unique("reset")
+        got = call(before_raw.port, "POST", path, (), prompt())
+        line = logged(before_raw, "forward_error", request_id=got.header("x-proxy-request-id") or "")
+        assert_failure(before_raw, got, path, 502, "api_error", line["kind"])
+        assert line["kind"] in ("reset", "unreachable")
+        assert accepted < raw.accepted <= accepted + 4
 
     def test_no_headers(self, raw: RawUpstream, before_raw: Proxy) -> None:
         """An upstream that takes the request and says nothing: 504 ``timeout_error``, and it is left."""

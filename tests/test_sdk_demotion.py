@@ -540,7 +540,7 @@ class TestOnTheWire:
             upstream.wait_for(lambda seen: seen and seen[0].written > 300, "the stream has begun", since=mark)
             client.leave(how)
             upstream.wait_closed(since=mark, timeout=1)
-        access(demoting, 1, start, demoted="true", verdict="client_gone", stream="false")
+        access(demoting, 1, start, demoted="true", verdict="client_gone")
         assert demoting.in_flight() == 0
 
     def test_client_that_takes_nothing(self, tmp_path: Path, upstream: StandIn) -> None:

@@ -38,6 +38,17 @@ CUT_GRACE = 5.0
 CUT_REASON = "The proxy is shutting down and could not wait any longer. Send the request again."
 
 
+BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted. Twisted's 50 are too few for a burst of agents."""
+
+
+def with_backlog(description: str) -> str:
+    """An endpoint string with our backlog, where it can have one and says none."""
+    if description.startswith(("tcp:", "ssl:")) and ":backlog=" not in description:
+        return f"{description}:backlog={BACKLOG}"
+    return description
+
+
 class ProxyService(Service):
     """
     The proxy without a front door: to hang its :meth:`resource` into a site of yours.
@@ -105,7 +116,10 @@ class ProxyService(Service):
 
     def _cut(self) -> None:
         for request in self.gauge.oldest():
-            request.cut(CUT_REASON)
+            try:
+                request.cut(CUT_REASON)
+            except Exception:  # noqa: BLE001 - one that cannot be cut must not keep the others
+                log.failure("cutting {request_id} failed", request_id=request.request_id)
 
     async def _close_front(self) -> None:
         """Nothing of ours listens here."""
@@ -139,7 +153,7 @@ class ProxyServer(ProxyService):
         problems: list[str] = []
         for description in self.config.listen:
             try:
-                listening = endpoints.serverFromString(self._reactor, description).listen(self.site)
+                listening = endpoints.serverFromString(self._reactor, with_backlog(description)).listen(self.site)
             except Exception as problem:  # noqa: BLE001 - each of several addresses has its own problem
                 problems.append(f"  {description}: {problem}")
                 continue

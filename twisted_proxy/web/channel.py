@@ -102,6 +102,8 @@ class Front:
         try:
             flight.log_access(self.clock.seconds())
         finally:
+            # What still knows the flight may wait for the garbage collector.
+            flight.readable = None
             self.gauge.leave(flight)
 
     def body_limit(self, local: target.Target | None) -> int:
