@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import LogEvent, globalLogPublisher
 
-from twisted_proxy.web import channel as module
-from twisted_proxy.web.channel import LARGE_BODY, LINGER, MAX_HEADER_BYTES, MAX_PIPELINED_BYTES, MemoryBody
+from twisted_proxy.web import channel as channel_module
+from twisted_proxy.web import request as request_module
+from twisted_proxy.web.channel import LINGER, MAX_HEADER_BYTES, MAX_PIPELINED_BYTES
+from twisted_proxy.web.request import LARGE_BODY, MemoryBody
 
 from .memory import LAST_CHUNK, STREAM_HEAD, Answer, Client, InMemoryProxy, captured, chunk, read_answer
 
@@ -637,7 +639,7 @@ def test_many_requests_in_one_piece_cost_what_they_cost_alone(monkeypatch: pytes
         monkeypatch.setattr(Counted, "copied", 0)
         raw = Counted(PAGE * number + page(b"body") * number)
         # The piece as it is handed to the decoders keeps the count.
-        monkeypatch.setattr(module, "bytes", lambda part: part, raising=False)
+        monkeypatch.setattr(channel_module, "bytes", lambda part: part, raising=False)
         client = InMemoryProxy().client()
         client.send(raw)
         assert client.written.count(b"HTTP/1.1 ") == 2 * number
@@ -974,7 +976,7 @@ def test_a_body_is_put_together(size: int, step: int) -> None:
 def test_a_body_of_any_pieces(pieces: list[bytes], large: int) -> None:
     """Also where it becomes a large one in the middle of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LARGE_BODY", large)
+        patch.setattr(request_module, "LARGE_BODY", large)
         body = MemoryBody()
         sizes = [body.append(piece) for piece in pieces]
         assert sizes == [sum(map(len, pieces[: number + 1])) for number in range(len(pieces))]

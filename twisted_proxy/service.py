@@ -24,9 +24,10 @@ from .logs import observer
 from .relay.connection import OriginAgent
 from .relay.upstream import Upstream, endpoint_for, origin_of
 from .runtime import Drain, DrainEnd, Gauge
-from .web.channel import Front, ProxySite
+from .web.channel import ProxySite
 from .web.counting import Counting
 from .web.forward import Forwarder
+from .web.front import Front
 from .web.pages import Pages
 from .web.tree import Tree
 

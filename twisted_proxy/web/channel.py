@@ -1,41 +1,34 @@
 """
-The site: its connections, and requests that are seen from their headers on.
+The site: its connections, and how requests are read from them.
 
-Requests have their bodies in memory, up to a limit that holds before the body is read. What cannot be parsed,
-takes too long or is too large is answered in Anthropic's envelope; then the connection is closed in a way that
-lets the client read the answer although it is still sending.
+What cannot be parsed, takes too long or is too large is answered in Anthropic's envelope; then the connection is
+closed in a way that lets the client read the answer although it is still sending.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITransport
+from twisted.internet.interfaces import IAddress, IDelayedCall, ITransport
 from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
-from ..config import Config
 from ..relay.fields import headers_of
-from ..relay.flight import Flight, Verdict
-from ..relay.streaming import cut
+from ..relay.flight import Verdict
 from ..relay.transports import unsent_bytes, write_now
-from ..runtime import Drain, Gauge, Waiters
-from ..wire import errors, ids, request_head, target
+from ..runtime import Waiters
+from ..wire import errors, request_head
 from ..wire.headers import connection_options
 from ..wire.http1 import ProtocolError, parse_fields
-from .answers import REQUEST_ID, SERVER, answer_error, reason_phrase
-
-log = Logger()
+from .answers import REQUEST_ID, SERVER, reason_phrase
+from .front import Front
+from .request import ProxyRequest
 
 MAX_HEADER_BYTES = 64 * 1024
 """Request line and header block. Claude Code's headers can pass Twisted's 16 KiB."""
@@ -46,298 +39,8 @@ MAX_PIPELINED_BYTES = 1024 * 1024
 LINGER = 10.0
 """Seconds that a refused client may go on sending before the connection is closed under it (RFC 9112 §9.6)."""
 
-LARGE_BODY = 1024 * 1024
-
 CHUNKS_AT_ONCE = 64 * 1024
 """So many bytes of a chunked body are decoded in one go: what is not of it is copied."""
-
-MAX_PAGE_BODY_BYTES = 1024 * 1024
-"""Body of a request that is for us, not for an upstream."""
-
-PROXIED_ROOTS = frozenset({b"/v1", b"/api"})
-MESSAGE_PATHS = frozenset({b"/v1/messages", b"/v1/messages/count_tokens"})
-UNCOUNTED_PAGES = frozenset({"/health", "/livez"})
-"""Asked every second by balancers: neither counted nor logged."""
-
-
-def is_proxied(local: target.Target) -> bool:
-    """Whether a target is forwarded: all below ``/v1``, and of ``/api`` what is not ours."""
-    return local.root in PROXIED_ROOTS
-
-
-@attrs.frozen(kw_only=True)
-class Front:
-    """What connections need to know of the proxy that they belong to."""
-
-    config: Config
-    clock: IReactorTime
-    gauge: Gauge
-    drain: Drain
-    wall_clock: Callable[[], float]
-    """Seconds since the Unix epoch."""
-
-    def new_request_id(self) -> str:
-        return ids.request_id(int(self.wall_clock() * 1000), os.urandom(10))
-
-    def new_flight(self, method: bytes, local: target.Target, request_id: str, on_cut: Callable[[str], None]) -> Flight:
-        """A flight of now, counted."""
-        flight = Flight(
-            request_id=request_id,
-            method=method.decode("ascii", "replace"),
-            path=local.path.decode("ascii"),
-            query=local.query,
-            received_at=self.clock.seconds(),
-            on_cut=on_cut,
-        )
-        self.gauge.enter(flight)
-        return flight
-
-    def close(self, flight: Flight, verdict: Verdict) -> None:
-        """
-        Log a flight that is over, and count it no longer, which may end the drain.
-
-        :param verdict: where nobody has found one.
-        """
-        flight.verdict = flight.verdict or verdict
-        try:
-            flight.log_access(self.clock.seconds())
-        finally:
-            # What still knows the flight may wait for the garbage collector.
-            flight.readable = None
-            self.gauge.leave(flight)
-
-    def body_limit(self, local: target.Target | None) -> int:
-        """How many bytes the body of a request for this target may have."""
-        if local is None or not is_proxied(local):
-            return MAX_PAGE_BODY_BYTES
-        if local.path in MESSAGE_PATHS:
-            return self.config.max_message_bytes
-        return self.config.max_body_bytes
-
-
-class MemoryBody:
-    """
-    The pieces of a body, put together once.
-
-    A large body is put together as it comes: to join it at the end would need its size twice.
-    """
-
-    def __init__(self) -> None:
-        self._size = 0
-        self._pieces: list[bytes] = []
-        self._large: BytesIO | None = None
-
-    def append(self, piece: bytes) -> int:
-        """Add a piece; return the size so far, in bytes."""
-        self._size += len(piece)
-        if self._large is None and self._size > LARGE_BODY:
-            self._large = BytesIO()
-            self._large.writelines(self._pieces)
-            self._pieces.clear()
-        if self._large is not None:
-            self._large.write(piece)
-        else:
-            self._pieces.append(piece)
-        return self._size
-
-    def take(self) -> bytes:
-        """All of it; nothing is kept."""
-        large, self._large = self._large, None
-        pieces, self._pieces = self._pieces, []
-        # Of a buffer that nobody else holds, CPython gives the bytes without copying them.
-        return b"".join(pieces) if large is None else large.getvalue()
-
-
-class ProxyRequest(server.Request):
-    """
-    A request whose body is in memory, counted from its headers to its last byte.
-
-    :ivar flight: of a request that is forwarded, else ``None``.
-    :ivar body: the body's bytes; ``None`` where the client sent neither ``Content-Length`` nor chunks.
-    """
-
-    channel: Channel
-    site: ProxySite
-    defaultContentType = None
-
-    def __init__(self, channel: Channel, *args: Any, **kwargs: Any) -> None:
-        super().__init__(channel, *args, **kwargs)
-        self.front = channel.site.front
-        self.request_id = self.front.new_request_id()
-        self.received_at = self.front.clock.seconds()
-        self.flight: Flight | None = None
-        self.body: bytes | None = None
-        self._local: target.Target | None = None
-        self._received = MemoryBody()
-        self._limit = 0
-        self.responseHeaders.setRawHeaders(REQUEST_ID, [self.request_id.encode("ascii")])
-
-    # The channel's side
-
-    def headers_received(self, method: bytes, raw_target: bytes, length: int | None) -> tuple[int, str, str] | None:
-        """
-        The header block is in; the body is not.
-
-        :param length: of the body; ``None`` for chunks.
-        :return: status, error type and message of a refusal; ``None`` to go on.
-        """
-        self.method, self.uri = method, raw_target
-        try:
-            local = target.parse(raw_target)
-        except target.BadTarget:
-            # Rendering says so, to a client that has sent its whole request.
-            local = None
-        self._local = local
-        if local is not None and is_proxied(local):
-            self.flight = self.front.new_flight(method, local, self.request_id, self._cut)
-        self._limit = self.front.body_limit(local)
-        if length is not None and length > self._limit:
-            return self._too_large()
-        return None
-
-    def gotLength(self, length: int | None) -> None:
-        # Twisted would open a temporary file for a large body.
-        self.content = BytesIO()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        size = self._received.append(data)
-        if size > self._limit:
-            self.channel.refuse(*self._too_large())
-        elif self.flight is not None:
-            self.flight.body_bytes = size
-
-    def _too_large(self) -> tuple[int, str, str]:
-        return (
-            413,
-            "request_too_large",
-            f"The request body is larger than this proxy takes ({self._limit} bytes, MAX_BODY_BYTES).",
-        )
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        framed = self.requestHeaders.hasHeader(b"Content-Length") or self.requestHeaders.hasHeader(b"Transfer-Encoding")
-        self.body = self._received.take() if framed else None
-        self.method, self.uri, self.clientproto = command, path, version
-        self.path, _, query = path.partition(b"?")
-        if self.flight is None:
-            self.parseCookies()
-            self.content = BytesIO(self.body or b"")
-            self.args = http.parse_qs(query, 1)
-        else:
-            self.args = {}
-        self.process()
-
-    def process(self) -> None:
-        if self.flight is None and self.uri != b"*":
-            super().process()
-            return
-        # What Twisted does on the way to a resource, the answers of upstreams have no use for: `Date`, `Server`,
-        # percent-decoded segments.
-        self.site = self.channel.site
-        self.prepath = []
-        self.postpath = []
-        try:
-            self.site.resource.render(self)
-        except Exception:  # noqa: BLE001 - as in `server.Request.process`
-            self.processingFailed(Failure())
-
-    def processingFailed(self, reason: Failure) -> Failure:
-        """Twisted's answer is HTML; and once the answer has begun, it would look whole."""
-        log.failure("handling {method} {path} failed", reason, method=self.method, path=self.path)
-        if self.flight is not None:
-            self.flight.verdict = self.flight.verdict or Verdict.FAILED
-        if self.startedWriting:
-            cut(self)
-        elif not self._disconnected:
-            answer_error(
-                self,
-                500,
-                "api_error",
-                "The proxy failed on this request. Its log says more.",
-                self.request_id,
-            )
-        return reason
-
-    def write(self, data: bytes) -> None:
-        if not self.startedWriting:
-            if self.front.drain.draining:
-                self.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-                self.channel.persistent = False
-            super().write(data)
-        elif data and not self._disconnected:
-            # What Twisted does for a piece of a body that has begun, without the questions about its beginning. (Where
-            # there is to be no body, it has put a function that does nothing in the place of this one.)
-            self.sentLength += len(data)
-            self.channel.write_pieces((b"%x\r\n" % len(data), data, b"\r\n") if self.chunked else (data,))
-
-    def finish(self) -> None:
-        channel = self.channel
-        super().finish()
-        if self.flight is None:
-            self._log_page(self.code, self.sentLength)
-            return
-        flight = self.flight
-        flight.status = self.code
-        if not flight.sent_bytes:
-            flight.sent_bytes = self.sentLength
-        # All of it is written: nothing is left to be cut, but some of it may have to be waited for.
-        flight.on_cut = lambda reason: None
-        channel.when_sent(lambda verdict: self._sent(flight, verdict))
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        self._received.take()
-        if self.flight is not None:
-            if self.startedWriting:
-                self.flight.status = self.code
-            self._over(self.flight, Verdict.CLIENT_GONE)
-
-    def refused(self, status: int, sent: int) -> None:
-        """The channel has answered in our place, with a body of so many bytes."""
-        self._received.take()
-        if self.flight is not None:
-            self.flight.status = status
-            self.flight.sent_bytes = sent
-            self._over(self.flight, Verdict.REFUSED)
-        else:
-            self._log_page(status, sent)
-
-    # Inside
-
-    def _cut(self, reason: str) -> None:
-        """Until it is forwarded: the request is still arriving."""
-        if self.flight is not None:
-            self.flight.verdict = Verdict.DRAINED
-        self.channel.refuse(529, "overloaded_error", reason)
-
-    def _sent(self, flight: Flight, verdict: Verdict) -> None:
-        """What was written is out; or it never will be, whatever was found before."""
-        if verdict is not Verdict.COMPLETE:
-            flight.verdict = verdict
-        self._over(flight, Verdict.COMPLETE)
-
-    def _over(self, flight: Flight, verdict: Verdict) -> None:
-        """The last byte is out, or nobody is there to take it."""
-        self.flight = None
-        self.front.close(flight, verdict)
-
-    def _log_page(self, status: int, sent: int) -> None:
-        """The access line of a request that is not forwarded. A target that none can be may hold anything: `-`."""
-        path = "-" if self._local is None else self._local.path.decode("ascii")
-        if path in UNCOUNTED_PAGES:
-            return
-        now = self.front.clock.seconds()
-        Flight(
-            request_id=self.request_id,
-            method=self.method.decode("ascii", "replace"),
-            path=path,
-            query=None,
-            received_at=self.received_at,
-            on_cut=self._cut,
-            status=status,
-            sent_bytes=sent,
-            first_byte_at=now,
-            verdict=Verdict.COMPLETE if status < 400 else Verdict.REFUSED,
-        ).log_access(now)
 
 
 class Channel(http.HTTPChannel):

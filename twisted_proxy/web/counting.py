@@ -8,7 +8,7 @@ from twisted.web.http import Request
 
 from ..relay.flight import Flight, Verdict
 from ..wire.target import Target
-from .channel import Front
+from .front import Front
 
 Delegate = Callable[[Request, Flight, Target], object]
 

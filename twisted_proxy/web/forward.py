@@ -19,8 +19,8 @@ from ..relay.upstream import Upstream, UpstreamError
 from ..wire import body as wire_body
 from ..wire import headers
 from ..wire.target import Target
-from .channel import Front
 from .folding import fold
+from .front import Front
 from .passage import Passage, remove_fields
 
 log = Logger()

@@ -8,8 +8,8 @@ from zope.interface import implementer
 
 from ..wire import target
 from .answers import REQUEST_ID, answer_error
-from .channel import Front, is_proxied
 from .counting import Counting
+from .front import Front, is_proxied
 
 
 @implementer(IResource)

@@ -1,0 +1,75 @@
+"""What the HTTP face knows of the proxy that it belongs to, and what is forwarded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from ..config import Config
+from ..relay.flight import Flight, Verdict
+from ..runtime import Drain, Gauge
+from ..wire import ids, target
+
+MAX_PAGE_BODY_BYTES = 1024 * 1024
+"""Body of a request that is for us, not for an upstream."""
+
+PROXIED_ROOTS = frozenset({b"/v1", b"/api"})
+MESSAGE_PATHS = frozenset({b"/v1/messages", b"/v1/messages/count_tokens"})
+
+
+def is_proxied(local: target.Target) -> bool:
+    """Whether a target is forwarded: all below ``/v1``, and of ``/api`` what is not ours."""
+    return local.root in PROXIED_ROOTS
+
+
+@attrs.frozen(kw_only=True)
+class Front:
+    """What connections need to know of the proxy that they belong to."""
+
+    config: Config
+    clock: IReactorTime
+    gauge: Gauge
+    drain: Drain
+    wall_clock: Callable[[], float]
+    """Seconds since the Unix epoch."""
+
+    def new_request_id(self) -> str:
+        return ids.request_id(int(self.wall_clock() * 1000), os.urandom(10))
+
+    def new_flight(self, method: bytes, local: target.Target, request_id: str, on_cut: Callable[[str], None]) -> Flight:
+        """A flight of now, counted."""
+        flight = Flight(
+            request_id=request_id,
+            method=method.decode("ascii", "replace"),
+            path=local.path.decode("ascii"),
+            query=local.query,
+            received_at=self.clock.seconds(),
+            on_cut=on_cut,
+        )
+        self.gauge.enter(flight)
+        return flight
+
+    def close(self, flight: Flight, verdict: Verdict) -> None:
+        """
+        Log a flight that is over, and count it no longer, which may end the drain.
+
+        :param verdict: where nobody has found one.
+        """
+        flight.verdict = flight.verdict or verdict
+        try:
+            flight.log_access(self.clock.seconds())
+        finally:
+            # What still knows the flight may wait for the garbage collector.
+            flight.readable = None
+            self.gauge.leave(flight)
+
+    def body_limit(self, local: target.Target | None) -> int:
+        """How many bytes the body of a request for this target may have."""
+        if local is None or not is_proxied(local):
+            return MAX_PAGE_BODY_BYTES
+        if local.path in MESSAGE_PATHS:
+            return self.config.max_message_bytes
+        return self.config.max_body_bytes
