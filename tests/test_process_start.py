@@ -199,6 +199,14 @@ EVERYTHING: Final = {
 }
 
 
+def test_it_may_open_as_many_files_as_it_is_allowed(tmp_path: Path, upstream: StandIn) -> None:
+    """A shell's soft limit does not bound the streams: each takes two descriptors."""
+    with proxy(tmp_path, upstream) as running:
+        limits = Path(f"/proc/{running.pid}/limits").read_text()
+        soft, hard = re.findall(r"Max open files\s+(\S+)\s+(\S+)", limits)[0]
+        assert soft == hard or int(soft) == 1 << 20
+
+
 class TestLogs:
     @pytest.fixture(scope="class", params=["text", "json"])
     @staticmethod
