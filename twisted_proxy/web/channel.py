@@ -39,6 +39,9 @@ MAX_PIPELINED_BYTES = 1024 * 1024
 LINGER = 10.0
 """Seconds that a refused client may go on sending before the connection is closed under it (RFC 9112 §9.6)."""
 
+LOOK_EVERY = 0.25
+"""Seconds between two looks at a connection that has something to be sent, or waits for TLS to close."""
+
 CHUNKS_AT_ONCE = 64 * 1024
 """So many bytes of a chunked body are decoded in one go: what is not of it is copied."""
 
@@ -75,6 +78,7 @@ class Channel(http.HTTPChannel):
         self._receiving = False
         self._watch: IDelayedCall | None = None
         self._unsent = 0
+        self._moved_at = 0.0
 
     # Twisted calls these
 
@@ -380,25 +384,32 @@ class Channel(http.HTTPChannel):
 
     def _watch_unsent(self) -> None:
         """
-        Wait for the client to take the rest of what was written, and then to close; not for one that does neither.
+        Look, while the client takes the rest of what was written, whether it does; not for longer than that.
 
-        `WRITE_TIMEOUT` is the time without progress. Only where nothing is left to be taken, it is `LINGER`.
+        The time without progress is `WRITE_TIMEOUT`; where nothing is left to be taken, `LINGER`.
         """
         if self._watch is not None or self not in self.site.channels:
             return
         self._unsent = unsent_bytes(self.transport)
-        limit = self.site.front.config.write_timeout if self._unsent else LINGER
-        if limit:
-            self._watch = self.callLater(limit, self._check_unsent)
+        self._moved_at = self.site.front.clock.seconds()
+        self._watch = self.callLater(LOOK_EVERY, self._check_unsent)
 
     def _check_unsent(self) -> None:
         self._watch = None
+        now = self.site.front.clock.seconds()
         before, self._unsent = self._unsent, unsent_bytes(self.transport)
-        if self._unsent and self._unsent < before:
-            self._watch = self.callLater(self.site.front.config.write_timeout, self._check_unsent)
-        else:
+        if self._unsent < before:
+            self._moved_at = now
+        tcp = getattr(self.transport, "transport", None)
+        if self._closed and not self._unsent and tcp is not None:
+            # All is out, the close_notify too. Its answer need not be waited for (RFC 8446 §6.1).
+            tcp.loseConnection()
+        limit = self.site.front.config.write_timeout if self._unsent else LINGER
+        if limit and now - self._moved_at >= limit:
             self._stalled = True
             self.abort()
+        else:
+            self._watch = self.callLater(LOOK_EVERY, self._check_unsent)
 
     def _stop_watching(self) -> None:
         watch, self._watch = self._watch, None

@@ -76,6 +76,8 @@ class ProxyRequest(server.Request):
     channel: Channel
     site: ProxySite
     defaultContentType = None
+    # Of a request that was refused before its head was read.
+    method = b"-"
 
     def __init__(self, channel: Channel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
