@@ -111,6 +111,8 @@ class Response:
     # From the connection
 
     def data_received(self, data: bytes) -> None:
+        if not data:
+            return
         if self._protocol is not None:
             self._protocol.dataReceived(data)
         else:
@@ -212,7 +214,12 @@ class UpstreamConnection(Protocol):
                 self._take(reader, fault.received)
             self._fail(Failure(fault))
         else:
-            self._take(reader, received)
+            response = self._response
+            if response is not None and not received.complete:
+                # In the middle of a body.
+                response.data_received(received.body)
+            else:
+                self._take(reader, received)
 
     def _take(self, reader: ResponseReader, received: Received) -> None:
         head, body, complete = received
@@ -222,7 +229,7 @@ class UpstreamConnection(Protocol):
             answer, self._answer = self._answer, None
             assert answer is not None
             answer.callback(response)
-        if body and self._response is not None:
+        if self._response is not None:
             self._response.data_received(body)
         if complete and self._response is not None:
             self._complete(reader)

@@ -41,7 +41,7 @@ def write_now(transport: ITransport, pieces: Sequence[bytes]) -> None:
         and not transport.disconnecting
         and not transport._writeDisconnecting
     ):
-        size = sum(map(len, pieces))
+        size = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
         try:
             sent = transport.socket.send(b"".join(pieces)) if size < LARGE else transport.socket.sendmsg(pieces)
         except OSError:

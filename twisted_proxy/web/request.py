@@ -16,6 +16,7 @@ from twisted.web import http, server
 
 from ..relay.flight import Flight, Verdict
 from ..relay.streaming import cut
+from ..relay.transports import LARGE
 from ..wire import target
 from .answers import REQUEST_ID, answer_error
 from .front import is_proxied
@@ -186,7 +187,12 @@ class ProxyRequest(server.Request):
             # What Twisted does for a piece of a body that has begun, without the questions about its beginning. (Where
             # there is to be no body, it has put a function that does nothing in the place of this one.)
             self.sentLength += len(data)
-            self.channel.write_pieces((b"%x\r\n" % len(data), data, b"\r\n") if self.chunked else (data,))
+            if not self.chunked:
+                self.channel.write(data)
+            elif len(data) < LARGE:
+                self.channel.write(b"%x\r\n%b\r\n" % (len(data), data))
+            else:
+                self.channel.write_pieces((b"%x\r\n" % len(data), data, b"\r\n"))
 
     def finish(self) -> None:
         channel = self.channel
