@@ -44,7 +44,7 @@ from zope.interface import implementer
 
 from ..wire.http1 import Framing, Head, ProtocolError, Received, ResponseReader
 from .fields import headers_of
-from .transports import write_now
+from .transports import abort, chunk, write_now
 
 IDLE_TIMEOUT = 50.0
 """Seconds that an unused connection is kept: below the 60 s that common servers and balancers keep theirs."""
@@ -261,7 +261,7 @@ class UpstreamConnection(Protocol):
     def write(self, data: bytes) -> None:
         if self._uploading is None or not data:
             return
-        pieces: tuple[bytes, ...] = (b"%x\r\n" % len(data), data, b"\r\n") if self._chunked else (data,)
+        pieces: tuple[bytes, ...] = chunk(data) if self._chunked else (data,)
         if self._head:
             pieces = (self._head, *pieces)
             self._head = b""
@@ -357,8 +357,7 @@ class UpstreamConnection(Protocol):
     def _abort_transport(self) -> None:
         if not self._closed:
             self._closed = True
-            # Transports in memory have none to abort.
-            getattr(self.transport, "abortConnection", self.transport.loseConnection)()
+            abort(self.transport)
 
     def _complete(self, reader: ResponseReader) -> None:
         uploading = self._uploading is not None

@@ -7,6 +7,11 @@ from collections.abc import Iterable
 from twisted.web.http_headers import Headers, _nameEncoder
 
 
+def announces_body(headers: Headers) -> bool:
+    """Whether a request has a body, an empty one included (RFC 9112 §6)."""
+    return headers.hasHeader(b"Content-Length") or headers.hasHeader(b"Transfer-Encoding")
+
+
 def headers_of(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
     """
     `Headers` of fields that a parser of ours has let pass.

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime, ITransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,7 +20,7 @@ from zope.interface import implementer
 
 from ..wire import errors, sse
 from .flight import Flight, Verdict
-from .transports import unsent_bytes
+from .transports import abort, unsent_bytes
 
 log = Logger()
 
@@ -42,13 +42,6 @@ class _Upstream(enum.Enum):
     CLOSED = enum.auto()
 
 
-def abort(request: Request) -> None:
-    """Close a client's connection at once; what is queued for it is lost."""
-    transport = cast("Any", request.transport)
-    # Transports in memory have none to abort.
-    getattr(transport, "abortConnection", transport.loseConnection)()
-
-
 def cut(request: Request) -> None:
     """
     End an answer in the middle so that its client sees that it is not whole.
@@ -59,7 +52,7 @@ def cut(request: Request) -> None:
     if getattr(request, "channel", None) is None:
         return
     if request.startedWriting and not request.chunked and not request.responseHeaders.hasHeader(b"Content-Length"):
-        abort(request)
+        abort(cast("ITransport", request.transport))
     else:
         request.loseConnection()
 
@@ -271,7 +264,7 @@ class Relay(Protocol):
             self._client = _Client.GONE
             self._request.unregisterProducer()
             if verdict is Verdict.CLIENT_STALLED:
-                abort(self._request)
+                abort(cast("ITransport", self._request.transport))
             else:
                 cut(self._request)
         self.verdict.callback(verdict)

@@ -24,6 +24,16 @@ def unsent_bytes(transport: object) -> int:
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
 
 
+def chunk(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """The pieces of one chunk of a body (RFC 9112 §7.1); an empty one would end it."""
+    return b"%x\r\n" % len(data), data, b"\r\n"
+
+
+def abort(transport: ITransport) -> None:
+    """Close at once; what is queued is lost. Transports in memory have no way to, and close."""
+    getattr(transport, "abortConnection", transport.loseConnection)()
+
+
 def write_now(transport: ITransport, pieces: Sequence[bytes]) -> None:
     """
     Write, and hand the bytes to the kernel at once where nothing is queued before them.

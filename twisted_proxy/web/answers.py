@@ -22,6 +22,9 @@ def reason_phrase(status: int) -> bytes:
     return _PHRASES.get(status) or RESPONSES.get(status, b"Unknown")
 
 
+OUR_MISTAKE = "The proxy failed on this request. Its log says more."
+
+
 def set_json(request: IRequest | Request, status: int, body: bytes) -> None:
     """Prepare an answer of ours; the body is for the caller to write, or to return."""
     request.setResponseCode(status, reason_phrase(status))

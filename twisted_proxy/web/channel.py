@@ -21,7 +21,7 @@ from twisted.web.resource import IResource
 
 from ..relay.fields import headers_of
 from ..relay.flight import Verdict
-from ..relay.transports import unsent_bytes, write_now
+from ..relay.transports import abort, unsent_bytes, write_now
 from ..runtime import Waiters
 from ..wire import errors, request_head
 from ..wire.headers import connection_options
@@ -379,8 +379,7 @@ class Channel(http.HTTPChannel):
 
     def abort(self) -> None:
         """Close now, whatever is under way."""
-        abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
-        abort()
+        abort(self.transport)
 
     def _watch_unsent(self) -> None:
         """

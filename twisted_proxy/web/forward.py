@@ -13,19 +13,19 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from twisted.web.server import NOT_DONE_YET
 
 from ..relay import demotion
+from ..relay.fields import announces_body
 from ..relay.flight import Flight, Verdict
 from ..relay.streaming import Relay, stop_body
 from ..relay.upstream import Upstream, UpstreamError
 from ..wire import body as wire_body
 from ..wire import headers
 from ..wire.target import Target
+from .answers import OUR_MISTAKE
 from .folding import fold
 from .front import Front
 from .passage import Passage, remove_fields
 
 log = Logger()
-
-OUR_MISTAKE = "The proxy failed on this request. Its log says more."
 
 
 def body_of(request: Request) -> bytes | None:
@@ -34,7 +34,7 @@ def body_of(request: Request) -> bytes | None:
         body: bytes | None = request.body
         request.body = None
         return body
-    if request.requestHeaders.hasHeader(b"Content-Length") or request.requestHeaders.hasHeader(b"Transfer-Encoding"):
+    if announces_body(request.requestHeaders):
         return b"" if request.content is None else bytes(request.content.read())
     return None
 

@@ -14,11 +14,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
 
+from ..relay.fields import announces_body
 from ..relay.flight import Flight, Verdict
 from ..relay.streaming import cut
-from ..relay.transports import LARGE
+from ..relay.transports import chunk
 from ..wire import target
-from .answers import REQUEST_ID, answer_error
+from .answers import OUR_MISTAKE, REQUEST_ID, answer_error
 from .front import is_proxied
 
 if TYPE_CHECKING:
@@ -134,8 +135,7 @@ class ProxyRequest(server.Request):
         )
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        framed = self.requestHeaders.hasHeader(b"Content-Length") or self.requestHeaders.hasHeader(b"Transfer-Encoding")
-        self.body = self._received.take() if framed else None
+        self.body = self._received.take() if announces_body(self.requestHeaders) else None
         self.method, self.uri, self.clientproto = command, path, version
         self.path, _, query = path.partition(b"?")
         if self.flight is None:
@@ -168,13 +168,7 @@ class ProxyRequest(server.Request):
         if self.startedWriting:
             cut(self)
         elif not self._disconnected:
-            answer_error(
-                self,
-                500,
-                "api_error",
-                "The proxy failed on this request. Its log says more.",
-                self.request_id,
-            )
+            answer_error(self, 500, "api_error", OUR_MISTAKE, self.request_id)
         return reason
 
     def write(self, data: bytes) -> None:
@@ -187,12 +181,7 @@ class ProxyRequest(server.Request):
             # What Twisted does for a piece of a body that has begun, without the questions about its beginning. (Where
             # there is to be no body, it has put a function that does nothing in the place of this one.)
             self.sentLength += len(data)
-            if not self.chunked:
-                self.channel.write(data)
-            elif len(data) < LARGE:
-                self.channel.write(b"%x\r\n%b\r\n" % (len(data), data))
-            else:
-                self.channel.write_pieces((b"%x\r\n" % len(data), data, b"\r\n"))
+            self.channel.write_pieces(chunk(data) if self.chunked else (data,))
 
     def finish(self) -> None:
         channel = self.channel
