@@ -18,14 +18,23 @@ class BytesProducer:
     """
     A body that is in memory.
 
+    :param begun: called when a connection is there and its first byte is about to go.
     :param sent: called when the last byte was handed to the transport.
     :param progress: called with ``False`` when the upstream stops taking bytes, and with ``True`` when it goes on.
     """
 
-    def __init__(self, body: bytes, *, sent: Callable[[], None], progress: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        body: bytes,
+        *,
+        begun: Callable[[], None] = lambda: None,
+        sent: Callable[[], None],
+        progress: Callable[[bool], None],
+    ) -> None:
         self.length = len(body)
         self._body = body
         self._position = 0
+        self._begun = begun
         self._sent = sent
         self._progress = progress
         self._consumer: IConsumer | None = None
@@ -34,6 +43,7 @@ class BytesProducer:
         self._producing = False
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        self._begun()
         if self.length <= SLICE:
             consumer.write(self._body)
             self._body = b""

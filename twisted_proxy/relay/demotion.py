@@ -19,6 +19,7 @@ from twisted.web.http import PotentialDataLoss
 
 from ..wire import body as wire_body
 from ..wire.message import BadToolInput, Complete, ErrorEvent, Malformed, MessageFold, TooLarge, Truncated
+from .flight import Tap
 from .upstream import FailureKind, UpstreamError
 
 MESSAGES = b"/v1/messages"
@@ -67,12 +68,14 @@ class Demotion(Protocol):
     `UpstreamError` that says why there is no message.
 
     :param silence: seconds without a byte; 0 = no limit.
+    :param tap: is handed the stream as it comes.
     """
 
-    def __init__(self, clock: IReactorTime, fold: MessageFold, *, silence: float) -> None:
+    def __init__(self, clock: IReactorTime, fold: MessageFold, *, silence: float, tap: Tap | None = None) -> None:
         self._clock = clock
         self._fold = fold
         self._silence = silence
+        self._tap = tap
         self._timer: IDelayedCall | None = None
         self._ended = False
         self.outcome: Deferred[Complete | ErrorEvent] = Deferred(lambda _: self.stop())
@@ -82,6 +85,8 @@ class Demotion(Protocol):
             self._timer = self._clock.callLater(self._silence, self._silent)
 
     def dataReceived(self, data: bytes) -> None:
+        if self._tap is not None:
+            self._tap.received(data, self._clock.seconds())
         if self._fold.finished:
             return
         self._fold.feed(data)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import Protocol
 
 import attrs
+from twisted.web.http_headers import Headers
 
 from .. import logs
 from ..wire.body import Summary, peek
@@ -31,6 +33,38 @@ class Verdict(enum.Enum):
     """Not forwarded: the request was one that we do not accept."""
 
 
+class Tap(Protocol):
+    """
+    Is handed what passes of one request, in order, and only puts it aside: nothing here may fail, wait or take long.
+
+    Times are of the reactor's clock, in seconds.
+    """
+
+    def asked(self, data: bytes) -> None:
+        """The client sent this of the request's body."""
+
+    def read(self, now: float) -> None:
+        """The request's body is here whole."""
+
+    def forwarded(self, data: bytes) -> None:
+        """The upstream is sent this as the request's body, which is not the client's."""
+
+    def connected(self, now: float) -> None:
+        """The request begins to go upstream."""
+
+    def head(self, status: int, fields: Headers, now: float) -> None:
+        """The upstream's status and fields, as they came."""
+
+    def received(self, data: bytes, now: float) -> None:
+        """The upstream sent this of the answer's body, and the client gets something else."""
+
+    def answered(self, data: bytes, now: float) -> None:
+        """The client is sent this of the answer's body."""
+
+    def closed(self, flight: Flight, now: float) -> None:
+        """It is over. The last call."""
+
+
 @attrs.define(eq=False, kw_only=True)
 class Flight:
     """
@@ -43,6 +77,8 @@ class Flight:
     :ivar body_bytes: of the request, as far as they came.
     :ivar sent_bytes: of the answer's body, as far as they were written.
     :ivar on_cut: ends the answer visibly.
+    :ivar tap: where what passes is recorded, if it is.
+    :ivar error: type and message of the error that the client was told by us.
     """
 
     request_id: str
@@ -59,6 +95,9 @@ class Flight:
     sent_bytes: int = 0
     first_byte_at: float | None = None
     verdict: Verdict | None = None
+    provider: str | None = None
+    tap: Tap | None = None
+    error: tuple[str, str] | None = None
     _summary: Summary | None = None
 
     @property

@@ -97,6 +97,7 @@ class Relay(Protocol):
         self._clock = clock
         self._request = request
         self._flight = flight
+        self._tap = flight.tap
         self._silence = silence
         self._stall = stall
         self._client = _Client.FLOWING
@@ -131,6 +132,8 @@ class Relay(Protocol):
         if flight.first_byte_at is None:
             flight.first_byte_at = now
         flight.sent_bytes += len(data)
+        if self._tap is not None:
+            self._tap.answered(data, now)
         if self._boundary is not None:
             self._boundary.follow(data)
             if self._ending is not None:
@@ -190,7 +193,10 @@ class Relay(Protocol):
         fields = self._request.responseHeaders
         plain = not fields.hasHeader(b"Content-Length") and not fields.hasHeader(b"Content-Encoding")
         if plain and self._boundary is not None and self._boundary.at_boundary:
-            self._request.write(errors.event("overloaded_error", reason, self._flight.request_id))
+            told = errors.event("overloaded_error", reason, self._flight.request_id)
+            if self._tap is not None:
+                self._tap.answered(told, self._clock.seconds())
+            self._request.write(told)
         self._end(Verdict.DRAINED)
 
     # Inside

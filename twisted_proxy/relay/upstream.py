@@ -5,6 +5,7 @@ One upstream: a request goes out, the head of its answer comes back, or a failur
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import attrs
 from OpenSSL import SSL
@@ -137,12 +138,17 @@ class Upstream:
     Sends requests to one provider.
 
     :param agent: is not to retry, follow, decode or add anything.
+    :param provider_name: as the configuration calls it.
+    :ivar name: its origin, for words.
     """
 
-    def __init__(self, clock: IReactorTime, agent: IAgent, provider: ProviderConfig) -> None:
+    def __init__(
+        self, clock: IReactorTime, agent: IAgent, provider: ProviderConfig, provider_name: str = "anthropic"
+    ) -> None:
         self._clock = clock
         self._agent = agent
         self.provider = provider
+        self.provider_name = provider_name
         self._base = provider.base_url.rstrip("/").encode("ascii")
         self.name = origin_of(provider.base_url).decode("ascii")
 
@@ -152,6 +158,8 @@ class Upstream:
         target: bytes,
         headers: Headers,
         body: bytes | None,
+        *,
+        connected: Callable[[], None] = lambda: None,
     ) -> IResponse:
         """
         Send one request and wait for the head of its answer.
@@ -162,6 +170,7 @@ class Upstream:
         :param headers: all that go up but ``Host`` and the framing.
         :param target: path and query, which go on byte for byte behind the base URL.
         :param body: ``None`` where the client sent no body at all.
+        :param connected: called when a body begins to go out, once an attempt.
         :raises UpstreamError: there will be no answer.
         :raises CancelledError: when cancelled; the connection is closed.
         """
@@ -169,7 +178,7 @@ class Upstream:
         while True:
             attempts += 1
             try:
-                return await self._attempt(method, self._base + target, headers, body)
+                return await self._attempt(method, self._base + target, headers, body, connected)
             except UpstreamError as failure:
                 failure.attempts = attempts
                 if failure.kind not in _NOTHING_SENT or attempts > self.provider.max_retries:
@@ -185,7 +194,9 @@ class Upstream:
                 )
             await deferLater(self._clock, delay)
 
-    async def _attempt(self, method: bytes, uri: bytes, headers: Headers, body: bytes | None) -> IResponse:
+    async def _attempt(
+        self, method: bytes, uri: bytes, headers: Headers, body: bytes | None, connected: Callable[[], None]
+    ) -> IResponse:
         attempt = _Attempt()
         pending: Deferred[IResponse]
 
@@ -209,7 +220,7 @@ class Upstream:
         if body is None:
             await_head()
         else:
-            producer = BytesProducer(body, sent=await_head, progress=upload_progress)
+            producer = BytesProducer(body, begun=connected, sent=await_head, progress=upload_progress)
         try:
             pending = self._agent.request(method, uri, headers, producer)
             return await pending

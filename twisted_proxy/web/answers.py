@@ -27,14 +27,24 @@ OUR_MISTAKE = "The proxy failed on this request. Its log says more."
 
 def set_json(request: IRequest | Request, status: int, body: bytes) -> None:
     """Prepare an answer of ours; the body is for the caller to write, or to return."""
+    _set_json_head(request, status)
+    request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+
+
+def _set_json_head(request: IRequest | Request, status: int) -> None:
     request.setResponseCode(status, reason_phrase(status))
     headers = request.responseHeaders
     headers.setRawHeaders(b"Content-Type", [b"application/json"])
-    headers.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
     headers.setRawHeaders(b"Cache-Control", [b"no-store"])
     # An upstream's head may stand here already; this body is not encoded.
     headers.removeHeader(b"Content-Encoding")
     headers.setRawHeaders(b"Server", [SERVER])
+
+
+def set_error_head(request: Request, status: int, request_id: str) -> None:
+    """Prepare an answer with an error envelope, which is to be written behind it."""
+    _set_json_head(request, status)
+    request.responseHeaders.setRawHeaders(REQUEST_ID, [request_id.encode("ascii")])
 
 
 def to_json(value: object) -> bytes:
@@ -48,8 +58,8 @@ def answer_error(request: Request, status: int, error_type: str, message: str, r
     :return: the length of the body, in bytes.
     """
     body = errors.envelope(error_type, message, request_id)
-    set_json(request, status, body)
-    request.responseHeaders.setRawHeaders(REQUEST_ID, [request_id.encode("ascii")])
+    set_error_head(request, status, request_id)
+    request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
     request.write(body)
     request.finish()
     return len(body)

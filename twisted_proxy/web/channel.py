@@ -346,6 +346,7 @@ class Channel(http.HTTPChannel):
             self.requests.append(self.requestFactory(self, 0))
         request = self.requests[-1]
         body = errors.envelope(error_type, message, request.request_id)
+        told = b"" if request.method == b"HEAD" else body
         head = [
             b"HTTP/1.1 %d %b" % (status, reason_phrase(status)),
             b"Content-Type: application/json",
@@ -354,10 +355,10 @@ class Channel(http.HTTPChannel):
             REQUEST_ID + b": " + request.request_id.encode("ascii"),
             b"Connection: close",
             b"",
-            b"" if request.method == b"HEAD" else body,
+            told,
         ]
         self.transport.write(b"\r\n".join(head))
-        request.refused(status, len(body))
+        request.refused(status, error_type, message, told)
         # Closing with unread input would reset the connection, and the answer would be lost.
         self._stop_watching()
         self._watch = self.callLater(LINGER, self.abort)

@@ -28,7 +28,20 @@ class Counting:
     def render(self, request: Request, local: Target, request_id: str) -> object:
         flight: Flight | None = getattr(request, "flight", None)
         if flight is None:
-            flight = self._front.new_flight(request.method, local, request_id, lambda _: request.loseConnection())
+            flight = self._front.new_flight(
+                request.method,
+                local,
+                request_id,
+                request.requestHeaders,
+                request.getClientAddress(),
+                lambda _: request.loseConnection(),
+            )
+            if flight.tap is not None:
+                # On another's site, the body is here before the request is seen.
+                if request.content is not None:
+                    flight.tap.asked(request.content.read())
+                    request.content.seek(0)
+                flight.tap.read(self._front.clock.seconds())
             # Before delegating: a handler that raises must not strand the count.
             what = (request, flight)
             request.notifyFinish().addCallbacks(self._over, self._gone, callbackArgs=what, errbackArgs=what)

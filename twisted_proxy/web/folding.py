@@ -39,8 +39,9 @@ async def fold(passage: Passage, response: IResponse) -> None:
         passage.clock,
         MessageFold(max_bytes=passage.config.max_response_bytes),
         silence=passage.upstream.provider.idle_timeout,
+        tap=passage.flight.tap,
     )
-    heartbeat = LoopingCall(passage.request.write, b" ")
+    heartbeat = LoopingCall(passage.write, b" ")
     heartbeat.clock = passage.clock
     if passage.config.demote_heartbeat:
         # The status is out with the first one: what goes wrong from then on can only be a visible cut.

@@ -80,9 +80,13 @@ class Forwarder:
             cancel()
 
         flight.on_cut = refuse
+        flight.provider = self._upstream.provider_name
         try:
-            response = await self._upstream.send(request.method, local.raw, request.requestHeaders, body)
+            response = await self._upstream.send(
+                request.method, local.raw, request.requestHeaders, body, connected=passage.connected
+            )
             del body
+            passage.answered(response)
             if _is_event_stream(response):
                 # A conversation of a megabyte need not stay for as long as its answer grows.
                 flight.forget_body()
@@ -111,6 +115,8 @@ class Forwarder:
             rewritten = demotion.rewrite(body, wire_body.peek(body))
             if rewritten is not None:
                 flight.demoted = True
+                if flight.tap is not None:
+                    flight.tap.forwarded(rewritten)
                 return rewritten
         return body
 

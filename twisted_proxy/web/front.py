@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 
 import attrs
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.web.http_headers import Headers
 
 from ..config import Config
-from ..relay.flight import Flight, Verdict
+from ..relay.flight import Flight, Tap, Verdict
 from ..runtime import Drain, Gauge
 from ..wire import ids, target
 
@@ -35,12 +36,22 @@ class Front:
     drain: Drain
     wall_clock: Callable[[], float]
     """Seconds since the Unix epoch."""
+    record: Callable[[Flight, Headers, IAddress], Tap | None] = lambda flight, fields, peer: None
+    """Begins to record a request below ``/v1`` whose header block is in: its fields, and who sent it."""
 
     def new_request_id(self) -> str:
         return ids.request_id(int(self.wall_clock() * 1000), os.urandom(10))
 
-    def new_flight(self, method: bytes, local: target.Target, request_id: str, on_cut: Callable[[str], None]) -> Flight:
-        """A flight of now, counted."""
+    def new_flight(
+        self,
+        method: bytes,
+        local: target.Target,
+        request_id: str,
+        fields: Headers,
+        peer: IAddress,
+        on_cut: Callable[[str], None],
+    ) -> Flight:
+        """A flight of now, counted, and recorded where it is to be."""
         flight = Flight(
             request_id=request_id,
             method=method.decode("ascii", "replace"),
@@ -49,6 +60,8 @@ class Front:
             received_at=self.clock.seconds(),
             on_cut=on_cut,
         )
+        if local.root == b"/v1":
+            flight.tap = self.record(flight, fields, peer)
         self.gauge.enter(flight)
         return flight
 
@@ -59,8 +72,11 @@ class Front:
         :param verdict: where nobody has found one.
         """
         flight.verdict = flight.verdict or verdict
+        now = self.clock.seconds()
         try:
-            flight.log_access(self.clock.seconds())
+            flight.log_access(now)
+            if flight.tap is not None:
+                flight.tap.closed(flight, now)
         finally:
             # What still knows the flight may wait for the garbage collector.
             flight.readable = None

@@ -13,8 +13,8 @@ from ..config import Config
 from ..relay.flight import Flight, Verdict
 from ..relay.streaming import cut
 from ..relay.upstream import Upstream, UpstreamError
-from ..wire import headers
-from .answers import REQUEST_ID, answer_error
+from ..wire import errors, headers
+from .answers import REQUEST_ID, set_error_head
 
 log = Logger()
 
@@ -39,6 +39,16 @@ class Passage:
     @property
     def now(self) -> float:
         return self.clock.seconds()
+
+    def connected(self) -> None:
+        """The request begins to go upstream."""
+        if self.flight.tap is not None:
+            self.flight.tap.connected(self.now)
+
+    def answered(self, response: IResponse) -> None:
+        """The upstream's head is here."""
+        if self.flight.tap is not None:
+            self.flight.tap.head(response.code, response.headers, self.now)
 
     def copy_head(self, response: IResponse) -> Headers:
         """
@@ -65,12 +75,18 @@ class Passage:
         request.defaultContentType = None  # type: ignore[attr-defined]
         return fields
 
+    def write(self, data: bytes) -> None:
+        """Write a piece of an answer of ours."""
+        if self.flight.tap is not None and self.request.method != b"HEAD":
+            self.flight.tap.answered(data, self.now)
+        self.request.write(data)
+
     def answer(self, body: bytes) -> None:
         """Write a whole body behind the head that is set, and finish."""
         if not self.request.startedWriting:
             self.request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
         self.flight.first_byte_at = self.now
-        self.request.write(body)
+        self.write(body)
         self.request.finish()
 
     def answer_error(self, verdict: Verdict, status: int, error_type: str, message: str) -> None:
@@ -78,11 +94,12 @@ class Passage:
         if getattr(self.request, "channel", None) is None or self.request.finished:
             return
         self.flight.verdict = verdict
+        self.flight.error = (error_type, message)
         if self.request.startedWriting:
             cut(self.request)
             return
-        self.flight.first_byte_at = self.now
-        answer_error(self.request, status, error_type, message, self.flight.request_id)
+        set_error_head(self.request, status, self.flight.request_id)
+        self.answer(errors.envelope(error_type, message, self.flight.request_id))
 
     def answer_failure(self, failure: UpstreamError) -> None:
         """Tell, and log, that the upstream gives no answer."""

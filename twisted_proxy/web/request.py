@@ -110,7 +110,9 @@ class ProxyRequest(server.Request):
             local = None
         self._local = local
         if local is not None and is_proxied(local):
-            self.flight = self.front.new_flight(method, local, self.request_id, self._cut)
+            self.flight = self.front.new_flight(
+                method, local, self.request_id, self.requestHeaders, self.channel.getPeer(), self._cut
+            )
         self._limit = self.front.body_limit(local)
         if length is not None and length > self._limit:
             return self._too_large()
@@ -126,6 +128,8 @@ class ProxyRequest(server.Request):
             self.channel.refuse(*self._too_large())
         elif self.flight is not None:
             self.flight.body_bytes = size
+            if self.flight.tap is not None:
+                self.flight.tap.asked(data)
 
     def _too_large(self) -> tuple[int, str, str]:
         return (
@@ -144,6 +148,8 @@ class ProxyRequest(server.Request):
             self.args = http.parse_qs(query, 1)
         else:
             self.args = {}
+            if self.flight.tap is not None:
+                self.flight.tap.read(self.front.clock.seconds())
         self.process()
 
     def process(self) -> None:
@@ -205,12 +211,16 @@ class ProxyRequest(server.Request):
                 self.flight.status = self.code
             self._over(self.flight, Verdict.CLIENT_GONE)
 
-    def refused(self, status: int, sent: int) -> None:
-        """The channel has answered in our place, with a body of so many bytes."""
+    def refused(self, status: int, error_type: str, message: str, body: bytes) -> None:
+        """The channel has answered in our place."""
         self._received.take()
+        sent = len(body)
         if self.flight is not None:
             self.flight.status = status
+            self.flight.error = (error_type, message)
             self.flight.sent_bytes = sent
+            if self.flight.tap is not None:
+                self.flight.tap.answered(body, self.front.clock.seconds())
             self._over(self.flight, Verdict.REFUSED)
         else:
             self._log_page(status, sent)
