@@ -23,29 +23,41 @@ from twisted_proxy.config import (
     SETTINGS,
     Config,
     ConfigError,
+    Keep,
     Loaded,
+    Match,
     ProviderConfig,
+    RecordConfig,
+    RouteRule,
     Setting,
+    SubagentConfig,
     describe,
     load,
     loading,
     settings,
     sources,
+    yaml_file,
 )
 from twisted_proxy.config import values as kinds
+from twisted_proxy.config.routes import CRITERIA, covers
 from twisted_proxy.config.settings import DISREGARDED, GROUPS, field_of
 from twisted_proxy.config.sources import looks_like
 from twisted_proxy.config.values import (
     parse_base_url,
+    parse_database_url,
     parse_endpoint,
     parse_host,
+    parse_keep,
+    parse_key,
     parse_seconds,
     parse_size,
     quote_url,
+    show_keep,
     show_seconds,
     show_size,
     tcp_endpoint,
 )
+from twisted_proxy.config.yaml_file import PROVIDER_KEYS
 
 
 @attrs.define
@@ -152,6 +164,91 @@ class TestSizes:
     def test_shown(self, size: int) -> None:
         """What is shown reads back as the same size, exactly."""
         assert parse_size(show_size(size)) == size
+
+
+class TestRetention:
+    """How much is kept."""
+
+    @pytest.mark.parametrize(
+        ("text", "keep"),
+        [
+            ("keep", Keep()),
+            ("30d", Keep(seconds=30 * 86400.0)),
+            ("12h", Keep(seconds=12 * 3600.0)),
+            ("1d12h30m", Keep(seconds=36.5 * 3600.0)),
+            ("1.5d", Keep(seconds=36 * 3600.0)),
+            ("1000h", Keep(seconds=1000 * 3600.0)),
+            ("20GiB", Keep(bytes=20 * 2**30)),
+            ("20 GB", Keep(bytes=20 * 10**9)),
+            ("3TiB", Keep(bytes=3 * 2**40)),
+            (" 30d  20 GiB ", Keep(seconds=30 * 86400.0, bytes=20 * 2**30)),
+            ("7B 90s", Keep(seconds=90.0, bytes=7)),
+            (Keep(bytes=5), Keep(bytes=5)),
+        ],
+    )
+    def test_read(self, text: object, keep: Keep) -> None:
+        """An age, beyond the longest timer too, a size, both in any order, or all."""
+        assert parse_keep(text) == keep
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "30", "0s", "0d", "500ms", "d", "-5d", "30D", "30d5d", "5d 6d", "5GiB 6GiB", "40000d", "2000TiB", "0B",
+         "keep 5d", "forever", "5d, 6GiB", "1e3d", "٣d", None, 30, True],
+    )  # fmt: skip
+    def test_refused(self, text: object) -> None:
+        """What has no unit, comes twice, or would keep nothing."""
+        with pytest.raises(ValueError, match=r"^(is|has|holds) "):
+            parse_keep(text)
+
+    def test_a_keep_is_checked_too(self) -> None:
+        """Nothing, or endless, is not what a program may ask for either."""
+        for wrong in ({"seconds": 0.0}, {"seconds": math.nan}, {"bytes": 0}, {"bytes": 2**60}):
+            with pytest.raises(ValueError, match="out of range"):
+                Keep(**wrong)
+
+    @given(
+        st.none() | st.integers(1000, 36525 * 86400 * 1000).map(lambda n: n / 1000), st.none() | st.integers(1, 2**50)
+    )
+    def test_shown(self, seconds: float | None, size: int | None) -> None:
+        """What is shown reads back the same."""
+        read = parse_keep(show_keep(Keep(seconds=seconds, bytes=size)))
+        assert read.bytes == size
+        assert read.seconds == (seconds if seconds is None else pytest.approx(seconds, abs=1e-5))
+
+
+class TestDatabaseUrl:
+    """Where PostgreSQL is."""
+
+    @pytest.mark.parametrize(
+        "text",
+        ["postgresql://host/db", "postgres://host", "postgresql://u:p%40ss@host:5432/db?sslmode=require",
+         "postgresql://h1:1,h2:2/db", "postgresql:///db?host=/run/postgresql", "postgresql://u@/db?a=b&host=/tmp",
+         "postgresql://%2Frun%2Fpostgresql/db", "postgresql://[::1]:5432/db", "postgresql:///db?hostaddr=127.0.0.1"],
+    )  # fmt: skip
+    def test_read(self, text: str) -> None:
+        """A host, several, or the directory of a socket; the text stays as it is."""
+        assert parse_database_url(text) == text
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "host/db", "mysql://host/db", "postgresql:/host/db", "sqlite:///requests.db", "postgresql://",
+         "postgresql:///db", "postgresql://u:p@/db", "postgresql:///db?host=", "postgresql://h/a b",
+         "postgresql://h/a\x00b", "postgresql://h/%00", "postgresql://h/%zz", "postgresql://u:100%@h/d", None, 5],
+    )  # fmt: skip
+    def test_refused(self, text: object) -> None:
+        """Another database, no server, and what libpq would cut off or read differently."""
+        with pytest.raises(ValueError, match=r"^(has|holds|does|names) "):
+            parse_database_url(text)
+
+
+class TestKey:
+    """A secret that hashes are made with."""
+
+    @pytest.mark.parametrize("text", ["", "short", "x" * 15, "x" * 1025, "0123456789abcdef\0", "x" * 20 + "é", None, 5])
+    def test_refused(self, text: object) -> None:
+        """What can be guessed, or typed differently somewhere else."""
+        with pytest.raises(ValueError, match=r"^(is|has|holds) "):
+            parse_key(text)
 
 
 class TestForwardUrl:
@@ -352,6 +449,19 @@ class TestPrecedence:
             "ANTHROPIC_DEMOTE_NONSTREAMING": "true",
             "LOG_FORMAT": "json",
             "DRAIN_LAME_DUCK": "31s",
+            "RECORD": "metadata",
+            "DB_PATH": "other.db",
+            "DATABASE_URL": "postgresql://user:hunter2@host/records",
+            "SPOOL_DIR": "/var/spool/x",
+            "RETENTION_BODIES": "30d 20GiB",
+            "RETENTION_METADATA": "1d12h",
+            "PRICES_FILE": "prices.json",
+            "CREDENTIAL_KEY": "0123456789abcdef",
+            "OPENAI_API_KEY": "sk-hunter2",
+            "OPENAI_BASE_URL": "http://127.0.0.1:1/x",
+            "OPENAI_MAX_RETRIES": "9",
+            "SUBAGENT_MAPPINGS": "code-reviewer:gpt-4o,plan:o3",
+            "SUBAGENTS_ENABLE": "false",
         }
         for setting in SETTINGS:
             text = examples.get(setting.env, "33" if setting.kind in (kinds.SECONDS, kinds.SIZE) else "")
@@ -442,6 +552,347 @@ class TestListen:
         """The endpoints of the highest source that has any are all of them."""
         loaded = place.load("--listen=tcp:1", env={"LISTEN": "tcp:2 tcp:3"}, yaml="server: {listen: [tcp:4]}")
         assert loaded.config.listen == ("tcp:1",)
+
+
+class TestRecords:
+    """Where the records go."""
+
+    @pytest.mark.parametrize(
+        ("made", "spool"),
+        [
+            (RecordConfig(), "requests.db-spool"),
+            (RecordConfig(db_path="/var/lib/x.db"), "/var/lib/x.db-spool"),
+            (RecordConfig(database_url="postgresql://h/d"), "claude-proxy-spool"),
+            (RecordConfig(database_url="postgresql://h/d", spool_dir="s"), "s"),
+            (RecordConfig(spool_dir=""), "requests.db-spool"),
+        ],
+    )
+    def test_spool(self, made: RecordConfig, spool: str) -> None:
+        """Beside the file of the database, where there is one and nothing else is said."""
+        assert made.spool == spool
+
+    def test_both_databases(self, place: Place) -> None:
+        """The URL wins over the path, wherever each is set, and that is said without the URL."""
+        url = "postgresql://u:hunter2@h/d"
+        loaded = place.load("--db-path=x", env={"DATABASE_URL": url})
+        assert loaded.config.record.database_url == url
+        assert loaded.warnings == (
+            "option --db-path has no effect: the records go to the database of environment DATABASE_URL",
+        )
+        assert place.load(yaml="storage: {db_path: requests.db}").warnings == ()
+        assert place.load("--database-url", url, yaml="").warnings == ()
+
+    def test_no_secret_is_shown(self, place: Place) -> None:
+        """Neither as a setting in effect, nor in a message, nor in the `repr` of a `Config`."""
+        env = {"DATABASE_URL": "postgresql://u:hunter2@h/d", "CREDENTIAL_KEY": "hunter2hunter2hunter2"}
+        loaded = place.load(env=env)
+        assert sources_of(loaded)["database-url"] == ("***", "environment DATABASE_URL")
+        assert sources_of(loaded)["credential-key"] == ("***", "environment CREDENTIAL_KEY")
+        assert "hunter2" not in repr(loaded)
+        assert loaded.config.record.credential_key == "hunter2hunter2hunter2"
+        wrong = place.problems(env={"DATABASE_URL": "mysql://u:hunter2@h/d", "CREDENTIAL_KEY": "hunter2"})
+        assert "hunter2" not in "".join(wrong)
+        with pytest.raises(ValueError, match="database_url") as caught:
+            RecordConfig(database_url="mysql://u:hunter2@h/d")
+        assert "hunter2" not in str(caught.value)
+
+
+class TestProviders:
+    """Providers under names of one's own."""
+
+    YAML = """\
+providers:
+  openai: {api_key: sk-hunter1}
+  local:
+    kind: openai
+    base_url: http://127.0.0.1:8000/x/
+    api_key: hunter2
+    response_header_timeout: 2m
+    max_retries: 0
+    idle_timeout: 90
+  second:
+    kind: anthropic
+    version: 2024-01-01
+    demote_nonstreaming: on
+  nothing:
+"""
+
+    def test_read(self, place: Place) -> None:
+        """Each has the values that its kind has; the built-in ones are always there."""
+        config = place.load(yaml=self.YAML).config
+        assert config.providers == {
+            "anthropic": ProviderConfig(),
+            "openai": ProviderConfig(kind="openai", api_key="sk-hunter1"),
+            "local": ProviderConfig(
+                kind="openai",
+                base_url="http://127.0.0.1:8000/x",
+                api_key="hunter2",
+                response_header_timeout=120,
+                max_retries=0,
+                idle_timeout=90,
+            ),
+            "second": ProviderConfig(kind="anthropic", version="2024-01-01", demote_nonstreaming=True),
+        }
+        assert config.openai.base_url == "https://api.openai.com"
+        assert config.providers["second"].base_url == "https://api.anthropic.com"
+
+    def test_shown(self, place: Place) -> None:
+        """Key by key, with where it stands, and the API key only as being there."""
+        loaded = place.load(yaml=self.YAML)
+        shown = {each.name: (each.value, each.source) for each in loaded.structures}
+        assert shown["providers.local.base_url"] == (
+            "http://127.0.0.1:8000/x", "config.yaml: providers.local.base_url (line 5)",
+        )  # fmt: skip
+        assert shown["providers.local.api_key"][0] == "***"
+        assert shown["providers.second.api_key"] == ("none", "default")
+        assert shown["providers.second.demote_nonstreaming"][0] == "true"
+        assert "providers.local.version" not in shown
+        assert "hunter" not in repr(loaded)
+
+    @pytest.mark.parametrize(
+        ("yaml", "words"),
+        [
+            ("{a b: {kind: openai}}", "providers.a b (line 1): is not a name"),
+            ("{'*': {kind: openai}}", "providers.* (line 1): is not a name"),
+            (
+                "{local: {base_url: http://h}}",
+                "providers.local (line 1): has no kind; it must say: anthropic or openai",
+            ),
+            ("{antropic: {base_url: http://h}}", "has no kind; did you mean anthropic?"),
+            ("{local: {kind: gemini}}", "providers.local.kind (line 1): 'gemini' is not valid; allowed: anthropic or "),
+            ("{local: {kind: [openai]}}", "providers.local.kind (line 1): is a list"),
+            ("{local: {kind: openai, bas_url: x}}", "did you mean providers.local.base_url?"),
+            ("{local: {kind: openai, version: x}}", "providers.local.version (line 1): is unknown"),
+            (
+                "{local: {kind: openai, api_key: 'hun ter2'}}",
+                "providers.local.api_key (line 1): the value is not a key",
+            ),
+            ("{local: {kind: openai, base_url: 'http://u:hunter2@h'}}", "holds a user name or password"),
+            ("{local: {kind: openai, kind: openai}}", "providers.local.kind (line 1): is there twice"),
+            ("{local: [kind]}", "providers.local (line 1): is a list where a mapping is wanted"),
+            ("{anthropic: {api_key: hunter2}}", "providers.anthropic.api_key (line 1): is unknown"),
+            ("{anthropic: {kind: openai}}", "providers.anthropic.kind (line 1): is unknown"),
+        ],
+    )
+    def test_wrong(self, place: Place, yaml: str, words: str) -> None:
+        """One problem each, on its line, and no key repeated."""
+        (problem,) = place.problems(yaml=f"providers: {yaml}\n")
+        assert words in problem
+        assert "hunter2" not in problem
+        assert "hun ter2" not in problem
+
+    def test_in_a_program(self) -> None:
+        """A kind brings its URL; the built-in ones stay what they are."""
+        assert ProviderConfig(kind="openai").base_url == "https://api.openai.com"
+        assert ProviderConfig(kind="openai", base_url="http://h/").base_url == "http://h"
+        assert "hunter2" not in repr(ProviderConfig(api_key="hunter2"))
+        local = ProviderConfig(kind="openai")
+        assert Config(other_providers={"local": local}).providers["local"] is local
+        for wrong in (
+            lambda: Config(openai=ProviderConfig()),
+            lambda: Config(anthropic=ProviderConfig(kind="openai")),
+            lambda: Config(other_providers={"openai": local}),
+            lambda: Config(other_providers={"a b": local}),
+            lambda: Config(other_providers={"local": "http://h"}),  # type: ignore[dict-item]
+        ):
+            with pytest.raises(ValueError, match=r"of another kind|no ProviderConfig|is not a name"):
+                wrong()
+
+    def test_set_up(self) -> None:
+        """A key, or another server, which may need none."""
+        assert not ProviderConfig(kind="openai").is_set_up
+        assert ProviderConfig(kind="openai", api_key="x").is_set_up
+        assert ProviderConfig(kind="openai", base_url="http://127.0.0.1:8000").is_set_up
+
+
+class TestMappings:
+    """Which agent asks which model."""
+
+    @pytest.mark.parametrize("text", ["code-reviewer:gpt-4o,plan:qwen3:8b", " code-reviewer:gpt-4o , plan:qwen3:8b,"])
+    def test_in_one_text(self, place: Place, text: str) -> None:
+        """With commas or blanks between; only the first colon parts agent and model."""
+        expected = {"code-reviewer": "gpt-4o", "plan": "qwen3:8b"}
+        assert place.load(env={"SUBAGENT_MAPPINGS": text}).config.subagents.mappings == expected
+        assert place.load(f"--subagent-mappings={text}").config.subagents.mappings == expected
+        assert place.load(dotenv=f"SUBAGENT_MAPPINGS='{text}'").config.subagents.mappings == expected
+
+    def test_as_a_mapping(self, place: Place) -> None:
+        """As YAML has them; a null takes one away, and a higher source replaces all."""
+        yaml = "subagents:\n  mappings:\n    code-reviewer: gpt-4o\n    plan: 'o3'\n    none: ~\n"
+        loaded = place.load(yaml=yaml)
+        assert loaded.config.subagents.mappings == {"code-reviewer": "gpt-4o", "plan": "o3"}
+        assert sources_of(loaded)["subagent-mappings"][0] == "code-reviewer:gpt-4o plan:o3"
+        assert place.load(env={"SUBAGENT_MAPPINGS": "a:b"}, yaml=yaml).config.subagents.mappings == {"a": "b"}
+
+    def test_enable(self, place: Place) -> None:
+        """They have an effect unless somebody says that they have none."""
+        env = {"SUBAGENT_MAPPINGS": "a:b"}
+        assert place.load(env=env).config.subagents.active == {"a": "b"}
+        assert place.load(env=env, yaml="subagents: {enable: false}").config.subagents.active == {}
+
+    @pytest.mark.parametrize(
+        ("yaml", "words"),
+        [
+            ("{a: [1]}", "subagents.mappings.a (line 1): is a list; allowed: AGENT:MODEL"),
+            ("{a: b, a: c}", "subagents.mappings.a (line 1): is there twice"),
+            ("{'a:b': c}", "subagents.mappings.a:b (line 1): has a colon in its name"),
+            ("{a: 'x y'}", "subagents.mappings.a (line 1): 'a:x y' is not the name of a model"),
+            ("{'a b': x}", "'a b:x' has no name of an agent before the model"),
+            ("'a:b c'", "'c' has no colon"),
+            ("'a:b,a:c'", "subagents.mappings (line 1): names a twice; one must go"),
+        ],
+    )
+    def test_wrong(self, place: Place, yaml: str, words: str) -> None:
+        """One problem each, on its line."""
+        (problem,) = place.problems(yaml=f"subagents: {{mappings: {yaml}}}\n")
+        assert words in problem
+
+
+class TestRoutes:
+    """The rules of ``config.yaml``."""
+
+    def test_read(self, place: Place) -> None:
+        """A pattern or a list of them for each criterion, and what is set."""
+        loaded = place.load(
+            yaml="""\
+routes:
+  - match:
+      model: [claude-opus-*, "claude-[fs]*"]
+      agent_type: Explore
+      agent: code-reviewer
+      request_class: subagent
+      session: 0192*
+      path: /v1/messages
+    provider: local
+    model: qwen3
+    headers: {X-Team: research, Authorization: Bearer hunter2, X-Number: 5}
+  - {match: {model: claude-2*}, refuse: "Not any more.", headers: }
+  - model: claude-haiku-4-5
+providers: {local: {kind: openai, base_url: http://127.0.0.1:8000}}
+"""
+        )
+        assert loaded.config.routes == (
+            RouteRule(
+                match=Match(
+                    model=("claude-opus-*", "claude-[fs]*"),
+                    agent_type=("Explore",),
+                    agent=("code-reviewer",),
+                    request_class=("subagent",),
+                    session=("0192*",),
+                    path=("/v1/messages",),
+                ),
+                provider="local",
+                model="qwen3",
+                headers={"X-Team": "research", "Authorization": "Bearer hunter2", "X-Number": "5"},
+            ),
+            RouteRule(match=Match(model=("claude-2*",)), refuse="Not any more."),
+            RouteRule(model="claude-haiku-4-5"),
+        )
+        shown = [(each.name, each.value, each.source) for each in loaded.structures if each.name.startswith("routes")]
+        assert shown == [
+            (
+                "routes.1",
+                "model claude-opus-* or claude-[fs]*, agent_type Explore, agent code-reviewer, request_class subagent, "
+                "session 0192*, path /v1/messages → provider local, model qwen3, "
+                "headers X-Team, Authorization, X-Number",
+                "config.yaml: routes.1 (line 2)",
+            ),
+            ("routes.2", "model claude-2* → refuse: Not any more.", "config.yaml: routes.2 (line 12)"),
+            ("routes.3", "anything → model claude-haiku-4-5", "config.yaml: routes.3 (line 13)"),
+        ]
+        assert "hunter2" not in repr(loaded)
+
+    @pytest.mark.parametrize(
+        ("yaml", "words"),
+        [
+            ("5", "routes (line 1): is a single value where a list of rules is wanted"),
+            ("{model: x}", "routes (line 1): is a mapping where a list"),
+            ("[5]", "routes.1 (line 1): is a single value where a mapping is wanted; its keys are match, provider"),
+            ("[~]", "routes.1 (line 1): is empty"),
+            ("[{modle: x}]", "routes.1.modle (line 1): is unknown; did you mean routes.1.model?"),
+            ("[{match: {modle: x}, model: y}]", "did you mean routes.1.match.model?"),
+            ("[{match: {colour: x}, model: y}]", "routes.1.match has model, agent_type, agent, request_class, session"),
+            ("[{match: x, model: y}]", "routes.1.match (line 1): is a single value where a mapping is wanted"),
+            ("[{match: {model: 'a['}, model: y}]", "'a[' has a [ without its ]"),
+            ("[{match: {model: ''}, model: y}]", "routes.1.match.model (line 1): '' is empty"),
+            ("[{match: {model: []}, model: y}]", "routes.1.match.model (line 1): is an empty list"),
+            ("[{match: {model: [a, [b]]}, model: y}]", "routes.1.match.model (line 1): is a list"),
+            ("[{}]", "routes.1 (line 1): has no effect; it must set provider, model, headers or refuse"),
+            ("[{match: {model: x}}]", "routes.1 (line 1): has no effect"),
+            (
+                "[{provider: nope}]",
+                "routes.1.provider (line 1): there is no provider nope; there are anthropic, openai",
+            ),
+            ("[{model: 'a b'}]", "routes.1.model (line 1): 'a b' is not the name of a model"),
+            ("[{refuse: no, model: x}]", "routes.1.refuse (line 1): stands beside provider, model or headers"),
+            ("[{refuse: ''}]", "routes.1.refuse (line 1): '' is not a message"),
+            ("[{headers: {Host: hunter2}}]", "routes.1.headers.Host (line 1): the value belongs to a header of the"),
+            ("[{headers: {'a b': hunter2}}]", "routes.1.headers.a b (line 1): the value belongs to a name that no"),
+            ('[{headers: {a: "hunter2\\n"}, model: x}, {model: "\\0"}]', "routes.2.model"),
+            ('[{headers: {a: "hunter2\\r\\nX: y"}}]', "routes.1.headers.a (line 1): the value holds a character"),
+            ("[{headers: {a: [hunter2]}}]", "routes.1.headers.a (line 1): is a list"),
+            ("[{headers: {a: b, A: hunter2}}]", "routes.1.headers.A (line 1): is there twice"),
+            ("[{model: x}, {model: y}]", "routes.2 (line 1): has no effect; whatever it matches, rule 1 matches first"),
+        ],
+    )
+    def test_wrong(self, place: Place, yaml: str, words: str) -> None:
+        """One problem each, on its line, and no header's value repeated."""
+        (problem,) = place.problems(yaml=f"routes: {yaml}\n")
+        assert words in problem
+        assert "hunter2" not in problem
+
+    def test_all_problems(self, place: Place) -> None:
+        """A rule that cannot be read hides nothing of the others, and takes no blame for them."""
+        found = place.problems(
+            yaml="routes:\n- {match: {model: 'a['}, model: x}\n- {provider: nope}\n- {model: 'a b'}\n"
+        )
+        assert [problem.partition(":")[2].split(" (")[0] for problem in found] == [
+            " routes.1.match.model",
+            " routes.3.model",
+            " routes.2.provider",
+        ]
+
+    def test_a_provider_that_is_wrong_is_there(self, place: Place) -> None:
+        """What is wrong with a provider is said once, and not again of each rule that names it."""
+        (problem,) = place.problems(yaml="providers: {a: {kind: x}}\nroutes: [{provider: a}]\n")
+        assert "providers.a.kind" in problem
+
+    def test_in_a_program(self) -> None:
+        """The same checks hold for a `Config` that is made, without a file."""
+        rule = RouteRule(provider="openai", headers={"X-A": "hunter2"}, where="here")
+        assert Config(routes=[rule]).routes == (attrs.evolve(rule, where="there"),)
+        for wrong in (
+            lambda: Config(routes=[RouteRule(provider="nope")]),
+            lambda: Config(routes=[RouteRule()]),
+            lambda: Config(routes=["x"]),  # type: ignore[list-item]
+            lambda: RouteRule(headers={"X-A": "hunter2\r\nX-B: y"}),
+            lambda: RouteRule(headers={"X A": "hunter2"}),
+            lambda: RouteRule(match=Match(model="claude-*")),  # type: ignore[arg-type]
+        ):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                wrong()
+            assert "hunter2" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("wide", "narrow", "covered"),
+        [
+            (Match(), Match(model=("a",)), True),
+            (Match(model=("a",)), Match(), False),
+            (Match(model=("a*",)), Match(model=("ab*", "a")), True),
+            (Match(model=("a*",)), Match(model=("ab*", "b")), False),
+            (Match(model=("*a",)), Match(model=("*ba",)), False),
+            (Match(model=("*",)), Match(), False),
+            (Match(model=("a",)), Match(model=("a",), session=("*",)), True),
+            (Match(model=("a",), session=("x",)), Match(model=("a",)), False),
+            (Match(), Match(path=("/v1/messages",)), True),
+            (Match(), Match(path=("/v1/files",)), False),
+            (Match(path=("*",)), Match(), True),
+            (Match(path=("/v1/messages",)), Match(), False),
+        ],
+    )
+    def test_covers(self, wide: Match, narrow: Match, covered: bool) -> None:
+        """Whether a later rule can be reached, as far as this can be seen from the patterns."""
+        assert covers(wide, narrow) is covered
 
 
 class TestConfigPath:
@@ -583,8 +1034,8 @@ class TestProblems:
         assert len(problem) < 250
 
     def test_unknown_names_of_dotenv(self, place: Place) -> None:
-        """``.env`` is shared with other programs: their names are theirs, also ``OPENAI_API_KEY`` and ``PORTS``."""
-        others = ["DATABASE_URL", "OPENAI_API_KEY", "PORTS", "POST", "HOSTNAME", "ANTHROPIC_API_KEY"]
+        """``.env`` is shared with other programs: their names are theirs, also ``REDIS_URL`` and ``PORTS``."""
+        others = ["REDIS_URL", "DB_HOST", "DB_PASS", "PORTS", "POST", "HOSTNAME", "ANTHROPIC_API_KEY"]
         assert place.load(dotenv="".join(f"{name}=x\n" for name in others)).config == Config()
 
     @pytest.mark.parametrize(
@@ -613,7 +1064,7 @@ class TestSecrets:
         kind = kinds.choice("hunter2")
         made = Setting("API_KEY", "server.api_key", kind, (), "a key", default="none", secret=True)
         table = (*SETTINGS, made)
-        for module in (settings, sources, loading):
+        for module in (settings, sources, loading, yaml_file):
             monkeypatch.setattr(module, "SETTINGS", table)
         return made
 
@@ -657,6 +1108,7 @@ providers:
     # base_url: "https://api.openai.com"
 storage:
   db_path: "requests.db"
+  requests_dir: "requests"
 subagents:
   enable: false
   mappings:
@@ -664,11 +1116,15 @@ subagents:
 """
 
     def test_loads(self, place: Place) -> None:
-        """Keys of features that are not here have no effect, which is said once for each, without their values."""
+        """What is its own has no effect, which is said, without the value; the rest means the same."""
         loaded = place.load(yaml=self.EXAMPLE)
-        assert loaded.config == Config()
+        assert loaded.config == Config(
+            openai=ProviderConfig(kind="openai", api_key="sk-hunter2"),
+            subagents=SubagentConfig(enable=False, mappings={"code-reviewer": "hunter2"}),
+        )
+        assert loaded.config.subagents.active == {}
         places = [re.sub(r"^config\.yaml: (\S+) \(line \d+\).*", r"\1", warning) for warning in loaded.warnings]
-        assert places == ["providers.openai.api_key", "storage.db_path", "subagents.enable", "subagents.mappings"]
+        assert places == ["storage.requests_dir"]
         assert "hunter2" not in "".join(loaded.warnings)
 
     def test_sections_without_content(self, place: Place) -> None:
@@ -682,8 +1138,14 @@ class TestTable:
 
     def test_every_field_has_a_setting(self) -> None:
         """Nothing in `Config` is out of a person's reach, and no setting fills a field that is not there."""
-        fields = {field.name for field in attrs.fields(Config)} - {"anthropic"}
-        fields |= {f"anthropic.{field.name}" for field in attrs.fields(ProviderConfig)}
+        sections = {"anthropic": ProviderConfig, "openai": ProviderConfig, "record": RecordConfig,
+                    "subagents": SubagentConfig}  # fmt: skip
+        # Only a file can say what takes more than a name and a value.
+        fields = {field.name for field in attrs.fields(Config)} - {*sections, "other_providers", "routes"}
+        for name, section in sections.items():
+            fields |= {f"{name}.{field.name}" for field in attrs.fields(section)}
+        # The built-in providers are of their kind; the first sends on what clients bring, the second has no versions.
+        fields -= {"anthropic.kind", "anthropic.api_key", "openai.kind", "openai.version", "openai.demote_nonstreaming"}
         filled = [place for setting in SETTINGS for place in setting.fields]
         assert sorted(filled) == sorted(fields)
 
@@ -697,9 +1159,10 @@ class TestTable:
             assert len(set(names)) == len(names)
 
     def test_defaults_are_allowed(self) -> None:
-        """What is printed as a default can be set."""
+        """What is printed as a default can be set, except where it is said in words."""
+        in_words = {"MAX_BODY_BYTES", "SPOOL_DIR", "CREDENTIAL_KEY"}
         for setting in SETTINGS:
-            if setting.fields and not setting.kind.many and ";" not in setting.default:
+            if setting.fields and not setting.kind.many and setting.env not in in_words and setting.default != "none":
                 assert setting.kind.parse(setting.default) == field_of(Config(), setting.fields[0])
 
     def test_help_has_all(self) -> None:
@@ -725,10 +1188,26 @@ class TestTable:
                 expected.append(
                     f"| `{setting.env}` | `--{setting.option}` | {yaml} | {setting.default} | {setting.meaning} |"
                 )
-        written = [line for line in text.splitlines() if line.startswith(("### ", "| "))]
+        written = [
+            line
+            for line in text.splitlines()
+            if line.startswith(("### ", "| environment")) or re.match(r"\| `[A-Z_]+` ", line)
+        ]
         assert written == expected, "write the tables as in `expected`"
         for disregarded in DISREGARDED:
             assert f"`{disregarded}`" in text
+        for key in {*PROVIDER_KEYS["anthropic"], *PROVIDER_KEYS["openai"]}:
+            assert re.search(rf"^\| `{key}` \|", text, re.MULTILINE), key
+        for key in [f"match.{name}" for name in CRITERIA] + ["provider", "model", "headers", "refuse"]:
+            assert re.search(rf"^\| `{key}` \|", text, re.MULTILINE), key
+
+    def test_documented_examples_load(self, place: Place) -> None:
+        """Each piece of YAML in the documentation is a configuration, and has an effect."""
+        document = Path(__file__).parent.parent / "docs" / "configuration.md"
+        examples = re.findall(r"^```yaml\n(.*?)^```$", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        assert len(examples) >= 3
+        for example in examples:
+            assert place.load(yaml=example).config != Config()
 
     def test_evolve_checks_too(self) -> None:
         """A changed copy of a `Config` is held to the same rules."""

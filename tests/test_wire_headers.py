@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from tests.memory import InMemoryProxy
 from twisted_proxy.wire import headers
-from twisted_proxy.wire.headers import connection_options, is_event_stream, not_downstream, not_upstream
+from twisted_proxy.wire.headers import (
+    connection_options,
+    credential_of,
+    is_event_stream,
+    not_downstream,
+    not_upstream,
+    rate_limits,
+    recorded_request,
+    recorded_response,
+)
 
 type_of_fields = list[tuple[bytes, bytes]]
 
@@ -246,3 +255,154 @@ class TestOnTheWire:
             for each in {name for name, _ in expected}:
                 of_name = [value for name, value in fields if name.lower() == each]
                 assert [value for name, value in arrived if name == each] == of_name
+
+
+KEY = b"sk-ant-api03-0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class TestRecorded:
+    """What may be kept of them."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"Accept",
+            b"Anthropic-Beta",
+            b"Anthropic-Version",
+            b"Content-Encoding",
+            b"Content-Length",
+            b"Content-Type",
+            b"Idempotency-Key",
+            b"Traceparent",
+            b"User-Agent",
+            b"X-App",
+            b"X-Claude-1P-Request-Class",
+            b"X-Claude-Code-Session-Id",
+            b"X-Claude-Code-Whatever-Comes-Next",
+            b"X-Client-Request-Id",
+            b"X-Stainless-Retry-Count",
+        ],
+    )
+    def test_of_a_request(self, name: bytes) -> None:
+        """By lower-case name, whatever the case that it came in."""
+        for spelled in spellings(name):
+            assert recorded_request([(spelled, b"v")]) == ((name.lower().decode(), "v"),)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"Anthropic-Organization-Id",
+            b"Anthropic-RateLimit-Unified-5h-Utilization",
+            b"CF-Ray",
+            b"Content-Type",
+            b"Date",
+            b"OpenAI-Processing-Ms",
+            b"Request-Id",
+            b"Retry-After",
+            b"Retry-After-Ms",
+            b"Server",
+            b"X-RateLimit-Remaining-Tokens",
+            b"X-Should-Retry",
+        ],
+    )
+    def test_of_an_answer(self, name: bytes) -> None:
+        """By lower-case name, whatever the case that it came in."""
+        for spelled in spellings(name):
+            assert recorded_response([(spelled, b"v")]) == ((name.lower().decode(), "v"),)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"Authorization",
+            b"Cookie",
+            b"Proxy-Authorization",
+            b"Set-Cookie",
+            b"X-Api-Key",
+            b"X-Api-Key2",
+            b"X-Auth-Token",
+            b"X-Claude-Code",
+            b"Anthropic-Admin-Key",
+            b"X-Goog-Api-Key",
+            b"X-Forwarded-For",
+            b"X-Stainless",
+            b"",
+            b"\xff",
+        ],
+    )
+    def test_nothing_else(self, name: bytes) -> None:
+        """Neither credentials nor what nobody has listed, not even masked."""
+        for spelled in spellings(name):
+            assert recorded_request([(spelled, b"v")]) == ()
+            assert recorded_response([(spelled, b"v")]) == ()
+
+    def test_order_and_repeats(self) -> None:
+        """As they came."""
+        fields = [(b"X-App", b"2"), (b"cookie", b"c"), (b"accept", b"*"), (b"x-app", b"1")]
+        assert recorded_request(fields) == (("x-app", "2"), ("accept", "*"), ("x-app", "1"))
+
+    @pytest.mark.parametrize("value", [KEY, b"key=" + KEY, b"Bearer abc", b"curl (bearer\tabc)", b"SK-" + b"a" * 20])
+    @pytest.mark.parametrize("name", [b"user-agent", b"x-claude-code-session-id", b"idempotency-key"])
+    def test_a_key_in_the_wrong_place(self, name: bytes, value: bytes) -> None:
+        """A field that has something like a key in it is not kept."""
+        assert recorded_request([(name, value), (b"x-app", b"cli")]) == (("x-app", "cli"),)
+
+    @pytest.mark.parametrize("value", [b"task-0123456789abcdefghij", b"sk-short", b"risk-" + b"a" * 30])
+    def test_what_is_no_key(self, value: bytes) -> None:
+        """A word that only has such letters stays."""
+        assert recorded_request([(b"user-agent", value)]) == (("user-agent", value.decode()),)
+
+    def test_values_are_untrusted(self) -> None:
+        """Latin-1, printable, and of bounded length and number."""
+        assert recorded_request([(b"user-agent", b"caf\xe9\x00\x1b\x85")]) == (
+            ("user-agent", "café\ufffd\ufffd\ufffd"),
+        )
+        kept = recorded_request([(b"x-stainless-" + b"n" * 500, b"v" * 10_000)] * 1000)
+        assert len(kept) == headers.MAX_RECORDED_FIELDS
+        assert {(len(name), len(value)) for name, value in kept} == {
+            (headers.MAX_RECORDED_NAME, headers.MAX_RECORDED_VALUE)
+        }
+
+    @given(st.lists(st.tuples(st.binary(), st.binary())))
+    def test_any_fields(self, fields: type_of_fields) -> None:
+        """Nothing raises, and what is kept was listed."""
+        for name, value in (*recorded_request(fields), *recorded_response(fields)):
+            assert name.startswith(("a", "c", "d", "i", "o", "r", "s", "t", "u", "x-"))
+            assert name == name.lower()
+            assert "\0" not in value
+
+    def test_rate_limits(self) -> None:
+        """The whole prefix, by name; `None` where there are none."""
+        recorded = recorded_response(
+            [
+                (b"Anthropic-RateLimit-Requests-Remaining", b"5"),
+                (b"anthropic-ratelimit-unified-5h-utilization", b"0.2"),
+                (b"x-ratelimit-limit", b"9"),
+            ]
+        )
+        assert rate_limits(recorded) == {
+            "anthropic-ratelimit-requests-remaining": "5",
+            "anthropic-ratelimit-unified-5h-utilization": "0.2",
+        }
+        assert rate_limits(recorded[-1:]) is None
+
+
+class TestCredential:
+    """Whose request it is."""
+
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ([], None),
+            ([(b"X-Api-Key", KEY)], KEY),
+            ([(b"Authorization", b"Bearer " + KEY)], KEY),
+            ([(b"authorization", b"bearer  " + KEY + b" ")], KEY),
+            ([(b"Authorization", KEY)], KEY),
+            ([(b"Authorization", b"Bearer oauth"), (b"X-API-KEY", KEY)], KEY),
+            ([(b"X-Api-Key", b" "), (b"Authorization", b"Bearer oauth")], b"oauth"),
+            ([(b"Authorization", b"")], None),
+            ([(b"Cookie", b"session=1"), (b"Proxy-Authorization", b"Basic eA==")], None),
+        ],
+    )
+    def test_credential_of(self, fields: type_of_fields, expected: bytes | None) -> None:
+        """The key, in whichever field: equal for equal keys."""
+        assert credential_of(fields) == expected

@@ -1,4 +1,4 @@
-"""Which request targets may reach an upstream, and what of them may be logged."""
+"""Which request targets may reach an upstream, and what of them may be logged and recorded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from twisted_proxy.wire.target import QUERY_NAMES_TO_SHOW, BadTarget, Target, loggable_query, parse
+from twisted_proxy.wire.target import QUERY_NAMES_TO_SHOW, BadTarget, Target, keeps_bodies, loggable_query, parse
 
 ACCEPTED = [
     # What clients send.
@@ -401,3 +401,65 @@ class TestLoggableQuery:
         assert len(loggable_query(b"limit=" + b"1" * 100000)) < 3000
         assert loggable_query(b"a=" + b"&a=".join([b"x" * 100] * 1000)).startswith("a=***&a=***")
         assert len(loggable_query(b"&" * 100000)) < 10000
+
+
+class TestKeepsBodies:
+    """Where bodies may be recorded."""
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            b"/v1/oauth/token",
+            b"/v1/oauth",
+            b"/v1/oauth/",
+            b"/v1/vaults",
+            b"/v1/vaults/vlt_01/credentials/cred_01",
+            b"/v1/organizations/api_keys/apikey_01",
+            b"/v1/tunnels/tun_01/reveal_token",
+            b"/v1/environments/env_01/work/poll",
+            b"/api/oauth/claude_cli/create_api_key",
+            # As some server could read it.
+            b"/V1/OAuth/token",
+            b"/v1/%6fauth/token",
+            b"/%761/%6F%61uth/token",
+            b"/v1/%256fauth/token",
+            b"/v1/%25256fauth/token",
+            b"/v1/oauth;v=1/token",
+            b"/v1/oauth%3Bv=1/token",
+            b"/v1;a/oauth/token",
+            b"/v1/%20oauth/token",
+            b"/v1/oauth%20/token",
+            b"/v1//oauth/token",
+            b"//v1/vaults",
+        ],
+    )
+    def test_not_where_secrets_are(self, path: bytes) -> None:
+        """However it is spelled."""
+        assert not keeps_bodies(path)
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            b"/v1/messages",
+            b"/v1/messages/count_tokens",
+            b"/v1/messages/batches/vaults/results",
+            b"/v1/files/oauth",
+            b"/v1/oauths",
+            b"/v1/my-vaults",
+            b"/v1/chat/completions",
+            b"/v1",
+            b"/",
+            b"",
+            b"/v1/%ff",
+            b"/v1/%zz",
+        ],
+    )
+    def test_elsewhere(self, path: bytes) -> None:
+        """A name that only looks like one of those, or stands further down, is none."""
+        assert keeps_bodies(path)
+
+    @given(st.binary(max_size=40))
+    def test_any_bytes(self, path: bytes) -> None:
+        """Nothing raises; and what is one stays one, whatever follows."""
+        keeps_bodies(path)
+        assert not keeps_bodies(b"/v1/vaults/" + path)

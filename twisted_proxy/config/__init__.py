@@ -6,20 +6,28 @@ Nothing here imports Twisted. `settings.SETTINGS` is the table that everything e
 
 from __future__ import annotations
 
-from twisted_proxy.config.loading import ConfigError, Effective, Loaded, load
-from twisted_proxy.config.model import Config, ProviderConfig
+from twisted_proxy.config.loading import ConfigError, Effective, Loaded, Shown, load
+from twisted_proxy.config.model import Config, ProviderConfig, RecordConfig, SubagentConfig
+from twisted_proxy.config.routes import Match, RouteRule
 from twisted_proxy.config.settings import SETTINGS, Setting, describe
 from twisted_proxy.config.sources import Problem, read_arguments
+from twisted_proxy.config.values import Keep
 
 __all__ = [
     "SETTINGS",
     "Config",
     "ConfigError",
     "Effective",
+    "Keep",
     "Loaded",
+    "Match",
     "Problem",
     "ProviderConfig",
+    "RecordConfig",
+    "RouteRule",
     "Setting",
+    "Shown",
+    "SubagentConfig",
     "describe",
     "load",
     "read_arguments",

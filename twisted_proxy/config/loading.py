@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import attrs
 
 from twisted_proxy.config import settings
-from twisted_proxy.config.model import DEFAULT_HOST, DEFAULT_PORT, RULES, Config
+from twisted_proxy.config.model import BUILT_IN, DEFAULT_HOST, DEFAULT_PORT, RULES, Config, ProviderConfig
+from twisted_proxy.config.routes import faults
 from twisted_proxy.config.settings import SETTINGS, Setting, field_of
 from twisted_proxy.config.sources import (
     Findings,
@@ -20,9 +21,9 @@ from twisted_proxy.config.sources import (
     read_arguments,
     read_dotenv,
     read_environment,
-    read_yaml,
 )
 from twisted_proxy.config.values import tcp_endpoint
+from twisted_proxy.config.yaml_file import PROVIDER_KEYS, read_yaml
 
 
 class ConfigError(Exception):
@@ -48,11 +49,22 @@ class Effective:
 
 
 @attrs.frozen
+class Shown:
+    """Something that only ``config.yaml`` can say, for people: its place there, its value, and where that came from."""
+
+    name: str
+    value: str
+    source: str
+
+
+@attrs.frozen
 class Loaded:
     """A configuration, and how it came to be. Each warning is about something that has no effect."""
 
     config: Config
     settings: tuple[Effective, ...]
+    structures: tuple[Shown, ...]
+    """Providers of other names, key by key, and routes."""
     warnings: tuple[str, ...]
 
 
@@ -85,13 +97,17 @@ def load(
     file = _read_file(directory, found.given, values)
     problems += [*file.problems, *_take(file.given, values)]
     problems += _conflicts(values)
+    problems += _faults(file)
     if problems:
         raise ConfigError(problems)
     listen, warnings = _listen(values)
     used = values | {settings.LISTEN: listen}
+    config = _build(used, file)
+    warnings += _database(values)
     return Loaded(
-        config=_build(used),
+        config=config,
         settings=tuple(_effective(setting, used) for setting in SETTINGS),
+        structures=(*_providers(config, file), *_routes(config)),
         warnings=(*found.warnings, *file.warnings, *warnings),
     )
 
@@ -131,6 +147,18 @@ def _conflicts(values: _Values) -> Iterator[Problem]:
         if set_here and rule.broken(*(_value(setting, values) for setting in pair)):
             stated = ", ".join(f"{setting.option} is {setting.show(_value(setting, values))}" for setting in pair)
             yield Problem(max(set_here, key=lambda value: value.rank).where, f"{rule.text}: {stated}")
+    for setting, found in values.items():
+        if setting.kind.pairs:
+            names = [name for name, _ in found.value]
+            for name in sorted({name for name in names if names.count(name) > 1}):
+                yield Problem(found.where, f"names {name} twice; one must go")
+
+
+def _faults(file: Findings) -> Iterator[Problem]:
+    rules = {number: given.rule for number, given in enumerate(file.routes, 1) if given.rule is not None}
+    for fault in faults(rules, [*BUILT_IN, *file.providers]):
+        where = file.routes[fault.number - 1].where
+        yield Problem(where.get(fault.key, where[""]), fault.what)
 
 
 def _value(setting: Setting, values: _Values) -> Any:
@@ -154,8 +182,35 @@ def _listen(values: _Values) -> tuple[_Value, list[str]]:
     return made, [f"{listen.where} has no effect: {highest.where} comes first"] if listen else []
 
 
-def _build(values: _Values) -> Config:
-    top: dict[str, Any] = {}
+def _database(values: _Values) -> Iterator[str]:
+    """What is to be said when both databases are set."""
+    if settings.DB_PATH in values and settings.DATABASE_URL in values:
+        path, url = values[settings.DB_PATH], values[settings.DATABASE_URL]
+        yield f"{path.where} has no effect: the records go to the database of {url.where}"
+
+
+def _providers(config: Config, file: Findings) -> Iterator[Shown]:
+    for name, provider in config.other_providers.items():
+        given = file.providers[name].values
+        for key, kind in PROVIDER_KEYS[provider.kind].items():
+            value = getattr(provider, key)
+            shown = "none" if value is None else "***" if key == "api_key" else kind.show(value)
+            yield Shown(f"providers.{name}.{key}", shown, given[key][1] if key in given else "default")
+
+
+def _routes(config: Config) -> Iterator[Shown]:
+    for number, rule in enumerate(config.routes, 1):
+        yield Shown(f"routes.{number}", str(rule), rule.where)
+
+
+def _build(values: _Values, file: Findings) -> Config:
+    top: dict[str, Any] = {
+        "routes": [given.rule for given in file.routes],
+        "other_providers": {
+            name: ProviderConfig(**{key: value for key, (value, _) in given.values.items()})
+            for name, given in file.providers.items()
+        },
+    }
     sections: dict[str, dict[str, Any]] = {}
     for setting, found in values.items():
         for place in setting.fields:

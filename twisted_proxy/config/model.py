@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import attrs
 
 from twisted_proxy.config import values
-from twisted_proxy.config.values import Kind
-
-T = TypeVar("T")
+from twisted_proxy.config.fields import checked
+from twisted_proxy.config.routes import RouteRule, faults
+from twisted_proxy.config.values import Keep
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 3001
-
-
-def _read(kind: Kind[Any], value: object) -> Any:
-    if not kind.many:
-        return kind.parse(value)
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError("is not a list")
-    items = tuple(kind.parse(item) for item in value)
-    if not items:
-        raise ValueError("is empty")
-    return items
-
-
-def _field(kind: Kind[Any], default: T) -> T:
-    # For a type checker this is the default, as with attrs.field itself: `x: float = _field(...)` is a float.
-    def check(value: object, _: object, field: attrs.Attribute[Any]) -> Any:
-        try:
-            return _read(kind, value)
-        except ValueError as error:
-            # The value is not repeated: it may be a secret, or hold one.
-            raise ValueError(f"{field.name}: the value {kind.explain(str(error))}") from None
-
-    converter = attrs.Converter(check, takes_self=True, takes_field=True)
-    made: T = attrs.field(default=default, converter=converter)
-    return made
+DEFAULT_URLS = {"anthropic": "https://api.anthropic.com", "openai": "https://api.openai.com"}
+"""By the kind of provider."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,23 +26,110 @@ class ProviderConfig:
     A field takes what its setting takes: ``idle_timeout="10m"`` works too. Anything else is a `ValueError`.
     """
 
-    base_url: str = _field(values.BASE_URL, "https://api.anthropic.com")
-    """``http`` or ``https``; its path, kept without trailing slash, is put before each request's path."""
+    kind: str = checked(values.PROVIDER_KIND, "anthropic")
+    """The API that it speaks: ``"anthropic"``, or ``"openai"``."""
 
-    version: str = _field(values.VERSION, "2023-06-01")
+    base_url: str = checked(
+        values.BASE_URL,
+        attrs.Factory(lambda self: DEFAULT_URLS[self.kind], takes_self=True),
+    )
+    """``http`` or ``https``; its path, kept without trailing slash, is put before each request's path.
+
+    The default is the API of the company that `kind` names."""
+
+    api_key: str | None = checked(values.API_KEY, None, secret=True)
+    """Sent to this provider, and never to another. `None`: what the client sent, if that is meant for it."""
+
+    version: str = checked(values.VERSION, "2023-06-01")
     """``anthropic-version`` of requests whose client sent none."""
 
-    response_header_timeout: float = _field(values.SECONDS, 300.0)
+    response_header_timeout: float = checked(values.SECONDS, 300.0)
     """From the last byte of the request to the response's headers. 0: no limit."""
 
-    max_retries: int = _field(values.RETRIES, 3)
+    max_retries: int = checked(values.RETRIES, 3)
     """How often connecting is tried again, as long as nothing of the request has been sent."""
 
-    idle_timeout: float = _field(values.SECONDS, 600.0)
+    idle_timeout: float = checked(values.SECONDS, 600.0)
     """Silence in the middle of a body, while the client reads. 0: no limit."""
 
-    demote_nonstreaming: bool = _field(values.SWITCH, False)
+    demote_nonstreaming: bool = checked(values.SWITCH, False)
     """Send a non-streaming ``POST /v1/messages`` upstream as a stream, and fold that into one message."""
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether somebody has said anything of it that lets requests without a key of their own go there."""
+        return self.api_key is not None or self.has_own_url
+
+    @property
+    def has_own_url(self) -> bool:
+        """Whether it is another server than that of the company which `kind` names: it may want keys of its own, or none."""
+        return self.base_url != DEFAULT_URLS[self.kind]
+
+
+@attrs.frozen(kw_only=True)
+class RecordConfig:
+    """What is kept of the exchanges, where, and for how long. Times are in seconds, sizes in bytes.
+
+    A relative path is relative to the working directory of the process that opens it: with ``twistd --rundir``,
+    that one. An empty text is as good as `None`.
+    """
+
+    mode: str = checked(values.choice("full", "metadata", "off"), "full")
+    """``"full"``: requests and answers with their bodies. ``"metadata"``: without. ``"off"``: nothing."""
+
+    db_path: str = checked(values.PATH, "requests.db")
+    """The file of the SQLite database; of no effect where there is a `database_url`."""
+
+    database_url: str | None = checked(values.DATABASE_URL, None, secret=True)
+    """A PostgreSQL database, instead of SQLite. Often holds a password."""
+
+    spool_dir: str | None = checked(values.DIRECTORY, None)
+    """Where exchanges wait for the database; `spool` says where that is when this is `None`."""
+
+    spool_max_bytes: int = checked(values.SIZE, 4 * 2**30)
+    """How much may wait there. Beyond, bodies are not kept."""
+
+    retention_bodies: Keep = checked(values.KEEP, Keep())  # noqa: RUF009 (it is frozen)
+
+    retention_metadata: Keep = checked(values.KEEP, Keep())  # noqa: RUF009 (it is frozen)
+    """What goes by this takes its bodies along."""
+
+    prices_file: str | None = checked(values.PATH, None)
+    """Prices that override those shipped."""
+
+    credential_key: str | None = checked(values.KEY, None, secret=True)
+    """Key of the hashes that stand for credentials. `None`: a random one, kept in the spool directory."""
+
+    @property
+    def spool(self) -> str:
+        """The spool directory in effect."""
+        if self.spool_dir is not None:
+            return self.spool_dir
+        return "claude-proxy-spool" if self.database_url else f"{self.db_path}-spool"
+
+
+@attrs.frozen(kw_only=True)
+class SubagentConfig:
+    """Agents whose requests ask another model than the one that their client names."""
+
+    enable: bool = checked(values.SWITCH, True)
+    """Whether `mappings` have any effect."""
+
+    mappings: Mapping[str, str] = checked(values.MAPPING, {})
+    """The model of each agent, by the agent's name."""
+
+    @property
+    def active(self) -> Mapping[str, str]:
+        """The mappings that have an effect."""
+        return self.mappings if self.enable else {}
+
+
+def _in_order(rules: Iterable[RouteRule]) -> tuple[RouteRule, ...]:
+    return tuple(rules)
+
+
+def _by_name(providers: Mapping[str, ProviderConfig]) -> dict[str, ProviderConfig]:
+    return dict(providers)
 
 
 @attrs.frozen(kw_only=True)
@@ -75,46 +139,84 @@ class Config:
     A field takes what its setting takes: ``read_timeout="10m"`` works too. Anything else is a `ValueError`.
     """
 
-    listen: tuple[str, ...] = _field(values.ENDPOINT, (values.tcp_endpoint(DEFAULT_HOST, DEFAULT_PORT),))
+    listen: tuple[str, ...] = checked(values.ENDPOINT, (values.tcp_endpoint(DEFAULT_HOST, DEFAULT_PORT),))
     """Twisted endpoint strings."""
 
-    read_timeout: float = _field(values.SECONDS, 600.0)
+    read_timeout: float = checked(values.SECONDS, 600.0)
     """A whole request, from its first byte to its last. 0: no limit."""
 
-    write_timeout: float = _field(values.SECONDS, 600.0)
+    write_timeout: float = checked(values.SECONDS, 600.0)
     """No progress towards a client that has something to receive. 0: no limit."""
 
-    idle_timeout: float = _field(values.SECONDS, 600.0)
+    idle_timeout: float = checked(values.SECONDS, 600.0)
     """A kept-alive connection without a request. 0: no limit."""
 
-    max_body_bytes: int = _field(values.SIZE, 512 * 2**20)
+    max_body_bytes: int = checked(values.SIZE, 512 * 2**20)
     """Of a request."""
 
-    max_message_bytes: int = _field(values.SIZE, 32 * 2**20)
+    max_message_bytes: int = checked(values.SIZE, 32 * 2**20)
     """Of a request to ``/v1/messages``. ``MAX_BODY_BYTES``, where it is set, sets this too."""
 
-    max_response_bytes: int = _field(values.SIZE, 64 * 2**20)
+    max_response_bytes: int = checked(values.SIZE, 64 * 2**20)
     """Of an answer that is folded into one message."""
 
-    demote_heartbeat: float = _field(values.SECONDS, 0.0)
+    demote_heartbeat: float = checked(values.SECONDS, 0.0)
     """While an answer is folded, a blank goes to the client each so many seconds. 0: none."""
 
-    drain_timeout: float = _field(values.SECONDS, 1920.0)
+    drain_timeout: float = checked(values.SECONDS, 1920.0)
     """The longest that a drain may take."""
 
-    lame_duck: float = _field(values.SECONDS, 0.0)
+    lame_duck: float = checked(values.SECONDS, 0.0)
     """The shortest time in which a draining proxy still listens and answers ``/health`` with 503."""
 
-    log_format: str = _field(values.choice("text", "json"), "text")
+    log_format: str = checked(values.choice("text", "json"), "text")
 
     anthropic: ProviderConfig = attrs.field(
         factory=ProviderConfig, validator=attrs.validators.instance_of(ProviderConfig)
     )
 
+    openai: ProviderConfig = attrs.field(
+        factory=lambda: ProviderConfig(kind="openai"), validator=attrs.validators.instance_of(ProviderConfig)
+    )
+
+    other_providers: Mapping[str, ProviderConfig] = attrs.field(factory=dict, converter=_by_name)
+    """By name, beside those two."""
+
+    routes: tuple[RouteRule, ...] = attrs.field(
+        default=(),
+        converter=_in_order,
+        validator=attrs.validators.deep_iterable(attrs.validators.instance_of(RouteRule)),
+    )
+    """The first that matches a request counts."""
+
+    subagents: SubagentConfig = attrs.field(
+        factory=SubagentConfig, validator=attrs.validators.instance_of(SubagentConfig)
+    )
+
+    record: RecordConfig = attrs.field(factory=RecordConfig, validator=attrs.validators.instance_of(RecordConfig))
+
+    @property
+    def providers(self) -> dict[str, ProviderConfig]:
+        """All providers by name; ``anthropic`` and ``openai`` are always there."""
+        return {"anthropic": self.anthropic, "openai": self.openai, **self.other_providers}
+
     def __attrs_post_init__(self) -> None:
+        for name in BUILT_IN:
+            if getattr(self, name).kind != name:
+                raise ValueError(f"{name}: the provider is of another kind")
+        for name, provider in self.other_providers.items():
+            values.parse_provider(name)
+            if name in BUILT_IN or not isinstance(provider, ProviderConfig):
+                raise ValueError(f"other_providers: {name} is built in, or no ProviderConfig")
+        for fault in faults(dict(enumerate(self.routes, 1)), self.providers):
+            raise ValueError(f"routes: rule {fault.number} {fault.what}")
         for rule in RULES:
             if rule.broken(*(getattr(self, name) for name in rule.fields)):
                 raise ValueError(rule.text)
+
+
+BUILT_IN = ("anthropic", "openai")
+"""The providers that are always there."""
 
 
 @attrs.frozen(kw_only=True)

@@ -5,6 +5,7 @@ A new setting is one line here, and the field of ``Config`` that it fills.
 
 from __future__ import annotations
 
+import enum
 import textwrap
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -44,7 +45,7 @@ class Setting:
     @default.default
     def _default(self) -> str:
         value = field_of(Config(), self.fields[0])
-        return "none" if value in ("", None, ()) else self.show(value)
+        return "none" if value is None or (self.kind.many and not value) else self.show(value)
 
     def show(self, value: Any) -> str:
         """``value`` for people; a secret only as being there."""
@@ -109,6 +110,25 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         S("UPSTREAM_IDLE_TIMEOUT", "providers.anthropic.idle_timeout", V.SECONDS, ("anthropic.idle_timeout",),
           "silence in the middle of a response, while the client keeps up; 0: no limit"),
     )),
+    ("OpenAI, and servers that speak its API", (
+        S("OPENAI_API_KEY", "providers.openai.api_key", V.API_KEY, ("openai.api_key",),
+          "its key; sent to this provider and to no other", secret=True),
+        S("OPENAI_BASE_URL", "providers.openai.base_url", V.BASE_URL, ("openai.base_url",),
+          "the server, without /v1; a path in it is put before each request's path"),
+        S("OPENAI_RESPONSE_HEADER_TIMEOUT", "providers.openai.response_header_timeout", V.SECONDS,
+          ("openai.response_header_timeout",),
+          "from the last byte of a request to the response's headers; 0: no limit"),
+        S("OPENAI_MAX_RETRIES", "providers.openai.max_retries", V.RETRIES, ("openai.max_retries",),
+          "repeats of connection attempts that sent nothing; never of what may have been received"),
+        S("OPENAI_IDLE_TIMEOUT", "providers.openai.idle_timeout", V.SECONDS, ("openai.idle_timeout",),
+          "silence in the middle of a response, while the client keeps up; 0: no limit"),
+    )),
+    ("Agents that ask another model", (
+        S("SUBAGENT_MAPPINGS", "subagents.mappings", V.MAPPING, ("subagents.mappings",),
+          "the model of each agent, by the agent's name: code-reviewer:gpt-4o, with commas between; a mapping in YAML"),
+        S("SUBAGENTS_ENABLE", "subagents.enable", V.SWITCH, ("subagents.enable",),
+          "whether these mappings have an effect"),
+    )),
     ("Demotion: non-streaming messages, sent upstream as streams", (
         S("ANTHROPIC_DEMOTE_NONSTREAMING", "providers.anthropic.demote_nonstreaming", V.SWITCH,
           ("anthropic.demote_nonstreaming",),
@@ -118,6 +138,29 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
           "be a cut; 0: off"),
         S("MAX_RESPONSE_BYTES", "server.max_response_bytes", V.SIZE, ("max_response_bytes",),
           "largest folded answer; beyond: 502"),
+    )),
+    ("Records", (
+        S("RECORD", "storage.record", V.choice("full", "metadata", "off"), ("record.mode",),
+          "full: requests and answers with their bodies; metadata: without; off: nothing"),
+        S("DB_PATH", "storage.db_path", V.PATH, ("record.db_path",),
+          "the SQLite file that holds the records"),
+        S("DATABASE_URL", "storage.database_url", V.DATABASE_URL, ("record.database_url",),
+          "PostgreSQL instead of SQLite: postgresql://…", secret=True),
+        S("SPOOL_DIR", "storage.spool_dir", V.DIRECTORY, ("record.spool_dir",),
+          "directory in which exchanges wait for the database; with DATABASE_URL the default is "
+          "claude-proxy-spool, otherwise it lies beside the file",
+          default="DB_PATH-spool, or claude-proxy-spool"),
+        S("SPOOL_MAX_BYTES", "storage.spool_max_bytes", V.SIZE, ("record.spool_max_bytes",),
+          "how much may wait there; beyond, bodies are not kept, which is counted and logged"),
+        S("RETENTION_BODIES", "storage.retention.bodies", V.KEEP, ("record.retention_bodies",),
+          "how long, or how much, bodies are kept: keep, an age (30d), a size (20GiB), or both (30d 20GiB)"),
+        S("RETENTION_METADATA", "storage.retention.metadata", V.KEEP, ("record.retention_metadata",),
+          "the same for everything else; what goes takes its bodies along"),
+        S("PRICES_FILE", "storage.prices_file", V.PATH, ("record.prices_file",),
+          "a file of prices that override the built-in ones"),
+        S("CREDENTIAL_KEY", "storage.credential_key", V.KEY, ("record.credential_key",),
+          "key of the hashes that stand for credentials; where several hosts share a database, give all the same",
+          secret=True, default="random, in the spool directory"),
     )),
     ("Stopping", (
         S("DRAIN_TIMEOUT", "server.drain.timeout", V.SECONDS, ("drain_timeout",),
@@ -134,27 +177,35 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
 
 SETTINGS: tuple[Setting, ...] = tuple(setting for _, group in GROUPS for setting in group)
 
-CONFIG_PATH, PORT, HOST, LISTEN = (
-    next(setting for setting in SETTINGS if setting.env == name) for name in ("CONFIG_PATH", "PORT", "HOST", "LISTEN")
+CONFIG_PATH, PORT, HOST, LISTEN, DB_PATH, DATABASE_URL = (
+    next(setting for setting in SETTINGS if setting.env == name)
+    for name in ("CONFIG_PATH", "PORT", "HOST", "LISTEN", "DB_PATH", "DATABASE_URL")
 )
 
-DISREGARDED: tuple[str, ...] = (
-    "storage.db_path",
-    "storage.requests_dir",
-    "subagents.enable",
-    "subagents.mappings",
-    "providers.openai.api_key",
-    "providers.openai.base_url",
-)
+DISREGARDED: tuple[str, ...] = ("storage.requests_dir",)
 """Keys of the Go program's ``config.yaml`` that have no effect here: its users can keep their file."""
 
-Tree: TypeAlias = "dict[str, Tree | Setting | None]"
+
+class Structure(enum.Enum):
+    """What only ``config.yaml`` can say, as it takes more than a name and a value."""
+
+    PROVIDER = "providers.*"
+    """A provider, under whatever name."""
+    ROUTES = "routes"
+
+
+ANY = "*"
+"""The key of a section in which names that are not in the table are free to choose."""
+
+Leaf: TypeAlias = "Setting | Structure | None"
+Tree: TypeAlias = "dict[str, Tree | Leaf]"
 
 
 def yaml_tree() -> Tree:
-    """What ``config.yaml`` may hold: sections, settings, and `None` for a key that is disregarded."""
+    """What ``config.yaml`` may hold: sections, settings, structures, and `None` for a key that is disregarded."""
     tree: Tree = {}
-    leaves: list[tuple[str, Setting | None]] = [(setting.yaml, setting) for setting in SETTINGS if setting.yaml]
+    leaves: list[tuple[str, Leaf]] = [(setting.yaml, setting) for setting in SETTINGS if setting.yaml]
+    leaves += [(structure.value, structure) for structure in Structure]
     leaves += [(place, None) for place in DISREGARDED]
     for place, leaf in leaves:
         *sections, name = place.split(".")

@@ -8,12 +8,13 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import dotenv.parser
-import yaml
 
-from twisted_proxy.config.settings import SETTINGS, Setting, Tree, yaml_tree
+from twisted_proxy.config.routes import RouteRule
+from twisted_proxy.config.settings import SETTINGS, Setting
 from twisted_proxy.config.values import quote_url
 
 
@@ -48,6 +49,22 @@ class Problem:
         return f"{self.where}: {self.what}"
 
 
+@attrs.frozen(kw_only=True)
+class GivenProvider:
+    """A provider of ``config.yaml``; each value with the place where it stands. Without a kind it is not whole."""
+
+    where: str
+    values: Mapping[str, tuple[Any, str]]
+
+
+@attrs.frozen(kw_only=True)
+class GivenRule:
+    """A rule of ``config.yaml``, and where each of its keys stands, itself as ``""``; `None`: it could not be read."""
+
+    rule: RouteRule | None
+    where: Mapping[str, str]
+
+
 @attrs.define
 class Findings:
     """What the sources hold, in the order in which it was found."""
@@ -55,12 +72,16 @@ class Findings:
     given: list[Given] = attrs.Factory(list)
     problems: list[Problem] = attrs.Factory(list)
     warnings: list[str] = attrs.Factory(list)
+    providers: dict[str, GivenProvider] = attrs.Factory(dict)
+    routes: list[GivenRule] = attrs.Factory(list)
 
     def add(self, other: Findings) -> None:
         """Append what ``other`` holds."""
         self.given += other.given
         self.problems += other.problems
         self.warnings += other.warnings
+        self.providers |= other.providers
+        self.routes += other.routes
 
     def problem(self, where: str, what: str) -> None:
         """Append a problem."""
@@ -114,7 +135,9 @@ def read_arguments(arguments: Sequence[str]) -> CommandLine:
                 continue
             else:
                 text = left.pop(0)
-        findings.given.append(Given(setting, text, Rank.OPTION, where))
+        # Of a list each item is an option of its own: white space may belong to it. Pairs have none.
+        for item in (setting.kind.split(text) or [text]) if setting.kind.pairs else [text]:
+            findings.given.append(Given(setting, item, Rank.OPTION, where))
     return CommandLine(findings)
 
 
@@ -142,16 +165,12 @@ def _unknown(findings: Findings, name: str, options: Iterable[str]) -> None:
 # -- the environment -----------------------------------------------------------------------------------------
 
 
-def _texts(setting: Setting, text: str) -> list[str]:
-    return text.split() if setting.kind.many else [text]
-
-
 def read_environment(environ: Mapping[str, str]) -> Findings:
     """Read the variables that are ours; an empty one counts as not set."""
     findings = Findings()
     for setting in SETTINGS:
         where = f"environment {setting.env}"
-        for text in _texts(setting, environ.get(setting.env, "").strip()):
+        for text in setting.kind.split(environ.get(setting.env, "").strip()):
             if text:
                 findings.given.append(Given(setting, text, Rank.ENVIRONMENT, where))
     return findings
@@ -160,7 +179,11 @@ def read_environment(environ: Mapping[str, str]) -> Findings:
 # -- files ---------------------------------------------------------------------------------------------------
 
 
-def _read_text(path: Path, label: str, findings: Findings, named_by: str | None = None) -> str | None:
+def read_text(path: Path, label: str, findings: Findings, named_by: str | None = None) -> str | None:
+    """The text of a file; `None` where it is not there, or cannot be read, which is then a problem of ``label``.
+
+    ``named_by`` says who asked for this very file, which then must exist.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -176,7 +199,7 @@ def _read_text(path: Path, label: str, findings: Findings, named_by: str | None 
 def read_dotenv(path: Path) -> Findings:
     """Read ``.env``, if it is there. A name that is not ours is another program's, or looks like a slip."""
     findings = Findings()
-    text = _read_text(path, path.name, findings)
+    text = read_text(path, path.name, findings)
     by_env = {setting.env: setting for setting in SETTINGS}
     for binding in dotenv.parser.parse_stream(io.StringIO(text or "")):
         # A binding's text begins with the blank lines before it.
@@ -194,7 +217,7 @@ def read_dotenv(path: Path) -> Findings:
             if meant is not None:
                 findings.problem(f"{path.name}: {name} (line {line})", f"is unknown; did you mean {meant}?")
             continue
-        for item in _texts(setting, (value or "").strip()):
+        for item in setting.kind.split((value or "").strip()):
             if item:
                 findings.given.append(Given(setting, item, Rank.DOTENV, f"{path.name}: {name}"))
     return findings
@@ -228,115 +251,3 @@ def _distance(a: str, b: str) -> int:
                 cost = min(cost, last[j - 2] + 1)
             row.append(cost)
     return row[-1]
-
-
-_PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp"))
-_NULL = "tag:yaml.org,2002:null"
-
-
-def read_yaml(path: Path, *, named_by: str | None = None) -> Findings:
-    """Read ``config.yaml``. Scalars are taken as they are written (``2023-06-01`` is no date), null as unset.
-
-    ``named_by`` says who asked for this very file, which then must exist.
-    """
-    findings = Findings()
-    label = str(path) if named_by else path.name
-    text = _read_text(path, label, findings, named_by)
-    if text is None:
-        return findings
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        # Of a ComposerError the words repeat a name out of the file.
-        why = "undefined or repeated anchor" if isinstance(error, yaml.composer.ComposerError) else error.problem
-        findings.problem(label, f"is not YAML{place}: {why}")
-        return findings
-    except (yaml.YAMLError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else "a character that YAML does not allow"
-        findings.problem(label, f"is not YAML: {why}")
-        return findings
-    _Document(label, findings).section(root, yaml_tree(), "")
-    return findings
-
-
-@attrs.define
-class _Document:
-    label: str
-    findings: Findings
-
-    def where(self, place: str, node: yaml.Node) -> str:
-        return f"{self.label}: {place} (line {node.start_mark.line + 1})"
-
-    def section(self, node: yaml.Node | None, tree: Tree, place: str) -> None:
-        if node is None or node.tag == _NULL:
-            return
-        if not isinstance(node, yaml.MappingNode):
-            self.findings.problem(
-                self.where(place or "the file", node),
-                f"is {_shape(node)} where a mapping is wanted; its keys are {', '.join(tree)}",
-            )
-            return
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            below = f"{place}.{name}".lstrip(".")
-            if name is None:
-                self.findings.problem(self.where(place or "the file", key), "has a key that is not a word")
-            elif name in seen:
-                self.findings.problem(
-                    self.where(below, key), f"is there twice; first on line {seen[name]}; one must go"
-                )
-            elif name not in tree:
-                self.findings.problem(self.where(below, key), f"is unknown{_meant(below, name, tree)}")
-            else:
-                self.entry(value, tree[name], below)
-            if name is not None:
-                seen.setdefault(name, key.start_mark.line + 1)
-
-    def entry(self, node: yaml.Node, known: Tree | Setting | None, place: str) -> None:
-        if isinstance(known, dict):
-            self.section(node, known, place)
-        elif node.tag == _NULL:
-            return
-        elif known is None:
-            self.findings.warnings.append(f"{self.where(place, node)} has no effect in this version")
-        elif known.kind.many and isinstance(node, yaml.SequenceNode):
-            if not node.value:
-                self.findings.problem(
-                    self.where(place, node), f"is an empty list; allowed: one or more of {known.kind.allowed}"
-                )
-            for item in node.value:
-                self.scalar(item, known, place, whole=True)
-        else:
-            self.scalar(node, known, place, whole=False)
-
-    def scalar(self, node: yaml.Node, setting: Setting, place: str, *, whole: bool) -> None:
-        where = self.where(place, node)
-        if not isinstance(node, yaml.ScalarNode):
-            self.findings.problem(where, f"is {_shape(node)}; allowed: {setting.kind.allowed}")
-        elif node.tag not in _PLAIN_TAGS:
-            self.findings.problem(where, f"has a tag; allowed: {setting.kind.allowed}")
-        else:
-            for text in [node.value] if whole else _texts(setting, node.value.strip()):
-                if text or whole:
-                    self.findings.given.append(Given(setting, text, Rank.FILE, where))
-
-
-def _shape(node: yaml.Node) -> str:
-    if isinstance(node, yaml.SequenceNode):
-        return "a list"
-    return "a mapping" if isinstance(node, yaml.MappingNode) else "a single value"
-
-
-def _meant(place: str, name: str, tree: Tree) -> str:
-    close = difflib.get_close_matches(name, list(tree), n=1, cutoff=0.7)
-    if close:
-        return f"; did you mean {place.removesuffix(name)}{close[0]}?"
-    # The right word in the wrong section, or the name of the environment: `port` at the top,
-    # `server.read_timeout`.
-    for setting in SETTINGS:
-        if setting.yaml and name.lower() in (setting.yaml.rpartition(".")[2], setting.env.lower()):
-            return f"; did you mean {setting.yaml}?"
-    return f"; {place.rpartition('.')[0] or 'the file'} has {', '.join(tree)}"

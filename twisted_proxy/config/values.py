@@ -45,6 +45,16 @@ class Kind(Generic[T]):
     """On the command line the argument may be left out, which means "true"."""
     many: bool = False
     """The setting takes a list; ``parse`` reads one item."""
+    pairs: bool = False
+    """With `many`: each item is a pair of a key and a value, and all together are a mapping.
+
+    In one text, on the command line too, items are parted by commas or white space."""
+
+    def split(self, text: str) -> list[str]:
+        """The items that ``text`` holds: in the environment, in ``.env``, or as a scalar of YAML."""
+        if not self.many:
+            return [text]
+        return [item for item in re.split(r"[,\s]+", text) if item] if self.pairs else text.split()
 
     def explain(self, reason: str) -> str:
         """Why a value was refused, and what is allowed instead."""
@@ -111,12 +121,16 @@ SECONDS = Kind(
 # -- sizes and counts ----------------------------------------------------------------------------------------
 
 _SIZE = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<unit>[a-z]*)", re.ASCII)
-_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZES = {"": 1, "b": 1} | {
+    unit: factor
+    for power, letter in enumerate("kmgt", 1)
+    for unit, factor in ((f"{letter}b", 1000**power), (f"{letter}ib", 1024**power))
+}
 _LARGEST = 2**40
 
 
-def parse_size(value: object) -> int:
-    """Bytes, from a number of bytes or a text such as ``512MiB``, ``32MB``, ``64KiB``."""
+def parse_size(value: object, largest: int = _LARGEST) -> int:
+    """Bytes, from a number of bytes or a text such as ``512MiB``, ``32MB``, ``64KiB``; at most ``largest``."""
     if isinstance(value, int) and not isinstance(value, bool):
         size: float = value
     else:
@@ -125,14 +139,14 @@ def parse_size(value: object) -> int:
             raise ValueError("is not a size")
         number = match["number"]
         size = (int(number) if number.isdigit() else float(number)) * _SIZES[match["unit"]]
-    if not 1 <= size <= _LARGEST:
+    if not 1 <= size <= largest:
         raise ValueError("is out of range")
     return int(size)
 
 
 def show_size(size: int) -> str:
     """``33554432`` → ``32MiB``; `parse_size` reads it back."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= factor and size % factor == 0:
             return f"{size // factor}{unit}"
     return str(size)
@@ -141,8 +155,86 @@ def show_size(size: int) -> str:
 SIZE = Kind(
     parse=parse_size,
     show=show_size,
-    allowed="a size of 1 byte to 1024GiB: 512MiB, 32MB, 64KiB, or bare bytes",
+    allowed="a size of 1 byte to 1TiB: 512MiB, 32MB, 64KiB, or bare bytes",
     metavar="SIZE",
+)
+
+# -- what is kept --------------------------------------------------------------------------------------------
+
+
+_OLDEST = 36525 * 86400.0
+_MOST = 2**50
+
+
+@attrs.frozen(kw_only=True)
+class Keep:
+    """How much of something is kept: what is older, or more, may go. `None` is no limit; ``Keep()`` keeps all."""
+
+    seconds: float | None = None
+    """Age: from one second to a hundred years."""
+    bytes: int | None = None
+    """All of it together: up to 2**50."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.seconds is not None and not 1 <= self.seconds <= _OLDEST:
+            raise ValueError("holds an age that is out of range")
+        if self.bytes is not None and not 1 <= self.bytes <= _MOST:
+            raise ValueError("holds a size that is out of range")
+
+
+_DAYS = re.compile(rf"(?:(?P<d>{_NUMBER})d)?(?P<rest>.*)", re.ASCII | re.DOTALL)
+# "20 GiB" is one word of a retention, "30d 20GiB" are two.
+_APART = re.compile(r"(?<=[0-9.])\s+(?=[kmgt]?i?b\b)", re.ASCII | re.IGNORECASE)
+
+
+def _parse_age(text: str) -> float:
+    match = _DAYS.fullmatch(text)
+    assert match is not None  # the pattern takes anything
+    spent = _DURATION.fullmatch(match["rest"])
+    if not spent or not text:
+        raise ValueError("holds what is neither an age nor a size")
+    days = float(match["d"] or 0) * 86400
+    return math.fsum((days, *(float(spent[unit] or 0) * size for unit, size in _UNITS.items())))
+
+
+def parse_keep(value: object) -> Keep:
+    """``keep``, an age (``30d``, ``12h``), a size (``20GiB``), or both. An age needs a unit, and so does a size."""
+    if isinstance(value, Keep):
+        return value
+    text = as_text(value)
+    words = [] if text == "keep" else _APART.sub("", text).split() or [""]
+    seconds: float | None = None
+    size: int | None = None
+    for word in words:
+        if word.lower().endswith("b"):
+            if size is not None:
+                raise ValueError("holds two sizes")
+            size = parse_size(word, _MOST)
+        elif seconds is not None:
+            raise ValueError("holds two ages")
+        else:
+            seconds = _parse_age(word)
+    return Keep(seconds=seconds, bytes=size)
+
+
+def show_keep(keep: Keep) -> str:
+    """``Keep(seconds=2592000.0)`` → ``30d``; `parse_keep` reads it back."""
+    words = []
+    if keep.seconds is not None:
+        days, rest = divmod(keep.seconds, 86400)
+        words.append(f"{days:.0f}d" * bool(days) + (show_seconds(rest) if rest or not days else ""))
+    if keep.bytes is not None:
+        shown = show_size(keep.bytes)
+        words.append(f"{shown}B" if shown.isdigit() else shown)
+    return " ".join(words) or "keep"
+
+
+KEEP = Kind(
+    parse=parse_keep,
+    show=show_keep,
+    allowed="keep, an age of 1s to 36525d (30d, 12h, 1d12h), a size up to 1024TiB (20GiB, 500MB), or both "
+    "with a blank between them",
+    metavar="KEEP",
 )
 
 
@@ -211,7 +303,8 @@ def choice(*words: str) -> Kind[str]:
             raise ValueError("")
         return text
 
-    return Kind(parse=parse, allowed=" or ".join(words), metavar="|".join(words))
+    *rest, last = words
+    return Kind(parse=parse, allowed=" or ".join((", ".join(rest), last)), metavar="|".join(words))
 
 
 # -- names and places ----------------------------------------------------------------------------------------
@@ -241,6 +334,7 @@ def parse_path(value: object) -> str:
 
 
 PATH = Kind(parse=parse_path, allowed="the name of a file", metavar="PATH")
+DIRECTORY = Kind(parse=parse_path, allowed="the name of a directory", metavar="PATH")
 
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?", re.ASCII)
 
@@ -309,6 +403,189 @@ BASE_URL = Kind(
     allowed="http://HOST[:PORT][/PREFIX] or https://…, without user name, password, query and fragment",
     metavar="URL",
     quote=quote_url,
+)
+
+# -- the database, and what is secret ------------------------------------------------------------------------
+
+
+def _nothing(_: str) -> str:
+    return "the value"
+
+
+def parse_database_url(value: object) -> str:
+    """The URL of a PostgreSQL database, as libpq takes it, that says where the server is.
+
+    libpq would take a URL without a host for a socket in a directory that depends on how it was built.
+    """
+    text = as_text(value)
+    if any(character <= " " or character == "\x7f" for character in text):
+        raise ValueError("holds a blank or a control character")
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in ("postgres", "postgresql"):
+        raise ValueError("does not start with postgresql:// or postgres://")
+    if re.search(r"%(?![0-9A-Fa-f]{2})|%00", rest):
+        raise ValueError("holds a % that begins no escape; write %25 for it")
+    address, _, query = rest.partition("?")
+    authority = address.partition("/")[0]
+    if not authority.rpartition("@")[2] and not re.search(r"(?:^|&)host(?:addr)?=[^&]", query):
+        raise ValueError("names neither a host nor the directory of a socket")
+    return text
+
+
+DATABASE_URL = Kind(
+    parse=parse_database_url,
+    allowed="postgresql://[USER[:PASSWORD]@]HOST[:PORT]/DATABASE, or postgresql:///DATABASE?host=/DIRECTORY-OF-SOCKET",
+    metavar="URL",
+    quote=_nothing,
+)
+
+
+def parse_key(value: object) -> str:
+    """A secret that cannot be found by trying: 16 to 1024 printable characters of ASCII."""
+    text = as_text(value)
+    if not re.fullmatch(r"[ -~]*", text):
+        raise ValueError("holds a character that is not printable ASCII")
+    if not 16 <= len(text) <= 1024:
+        raise ValueError("is too short or too long")
+    return text
+
+
+KEY = Kind(parse=parse_key, allowed="16 to 1024 printable ASCII characters", metavar="KEY", quote=_nothing)
+
+# -- providers and routes ------------------------------------------------------------------------------------
+
+
+def parse_api_key(value: object) -> str:
+    """What a provider takes as a key: it is sent as it stands."""
+    text = as_text(value)
+    if not re.fullmatch(r"[!-~]{1,4096}", text):
+        raise ValueError("is not a key")
+    return text
+
+
+API_KEY = Kind(
+    parse=parse_api_key, allowed="up to 4096 printable ASCII characters without blanks", metavar="KEY", quote=_nothing
+)
+
+
+PROVIDER_KIND = choice("anthropic", "openai")
+
+
+def parse_provider(value: object) -> str:
+    """The name of a provider."""
+    text = as_text(value)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", text):
+        raise ValueError("is not a name")
+    return text
+
+
+PROVIDER = Kind(
+    parse=parse_provider,
+    allowed="up to 63 letters, digits, '-' and '_', the first a letter or a digit",
+    metavar="NAME",
+)
+
+
+def parse_model(value: object) -> str:
+    """The name of a model: it is sent as it stands."""
+    text = as_text(value)
+    if not re.fullmatch(r"[!-~]{1,256}", text):
+        raise ValueError("is not the name of a model")
+    return text
+
+
+MODEL = Kind(parse=parse_model, allowed="up to 256 printable ASCII characters without blanks", metavar="MODEL")
+
+
+def parse_glob(value: object) -> str:
+    """A pattern as of the shell: ``*``, ``?``, ``[abc]``, ``[!abc]``, and everything else for itself."""
+    text = as_text(value)
+    if not re.fullmatch(r"[ -~]{1,256}", text):
+        raise ValueError("is empty, longer than 256 characters, or holds one that is not printable ASCII")
+    if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", text):
+        raise ValueError("has a [ without its ]; write [[] for the character itself")
+    return text
+
+
+GLOB = Kind(parse=parse_glob, allowed="a pattern with *, ?, [abc] and [!abc]", metavar="PATTERN", many=True)
+
+
+def parse_refusal(value: object) -> str:
+    """What a client is told instead of an answer."""
+    text = as_text(value)
+    if not 1 <= len(text) <= 1000 or not text.isprintable():
+        raise ValueError("is not a message")
+    return text
+
+
+REFUSAL = Kind(parse=parse_refusal, allowed="a message of up to 1000 printable characters", metavar="MESSAGE")
+
+
+def _pair(value: object) -> tuple[str, str]:
+    if isinstance(value, tuple) and len(value) == 2:
+        return as_text(value[0]), as_text(value[1])
+    key, colon, text = as_text(value).partition(":")
+    if not colon:
+        raise ValueError("has no colon")
+    return key.strip(), text.strip()
+
+
+_NOT_SETTABLE = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+def parse_header(value: object) -> tuple[str, str]:
+    """The name of a header and its value (RFC 9110 §5.1, §5.5), none that frames the message."""
+    name, text = _pair(value)
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", name):
+        raise ValueError("belongs to a name that no header has")
+    if name.lower() in _NOT_SETTABLE:
+        raise ValueError("belongs to a header of the connection or the body, which is the proxy's to write")
+    if not re.fullmatch(r"[\t -~]{0,4096}", text):
+        raise ValueError("holds a character other than printable ASCII, or is too long")
+    return name, text
+
+
+HEADER = Kind(
+    parse=parse_header,
+    show=lambda header: header[0],
+    allowed="the name of a header and a value of up to 4096 printable ASCII characters",
+    metavar="NAME:VALUE",
+    quote=_nothing,
+    many=True,
+    pairs=True,
+)
+
+
+def parse_mapping(value: object) -> tuple[str, str]:
+    """The name of an agent and that of a model, out of a pair or ``agent:model``."""
+    agent, model = _pair(value)
+    if not re.fullmatch(r"[^\s,:]{1,64}", agent) or not agent.isprintable():
+        raise ValueError("has no name of an agent before the model")
+    return agent, parse_model(model)
+
+
+MAPPING = Kind(
+    parse=parse_mapping,
+    show=":".join,
+    allowed="AGENT:MODEL such as code-reviewer:gpt-4o, several with commas between them",
+    metavar="AGENT:MODEL",
+    many=True,
+    pairs=True,
 )
 
 # -- endpoints -----------------------------------------------------------------------------------------------

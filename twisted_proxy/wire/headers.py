@@ -1,8 +1,10 @@
-"""Which fields cross the proxy, in each direction, and which stop here."""
+"""Which fields cross the proxy, in each direction, which stop here, and which may be recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 HOP_BY_HOP = frozenset(
     {
@@ -56,3 +58,139 @@ def not_downstream(connection: Iterable[bytes]) -> frozenset[bytes]:
 def is_event_stream(content_type: bytes | None) -> bool:
     """Whether a ``Content-Type`` names server-sent events."""
     return content_type is not None and content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+
+
+MAX_RECORDED_VALUE = 4096
+"""Characters that are recorded of a field's value."""
+MAX_RECORDED_NAME = 128
+MAX_RECORDED_FIELDS = 128
+
+_RATE_LIMIT = "anthropic-ratelimit-"
+
+# What is not listed is not recorded, and no name is listed under which a credential is sent.
+_RECORDED_OF_REQUESTS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "anthropic-beta",
+        "anthropic-dangerous-direct-browser-access",
+        "anthropic-version",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        # Ties the attempts of one call together; made up for that by the SDK.
+        "idempotency-key",
+        "traceparent",
+        "transfer-encoding",
+        "user-agent",
+        "x-app",
+        "x-client-request-id",
+    }
+)
+_RECORDED_PREFIXES_OF_REQUESTS = ("x-claude-1p-", "x-claude-code-", "x-stainless-")
+
+_RECORDED_OF_ANSWERS = frozenset(
+    {
+        "anthropic-organization-id",
+        "cf-ray",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "date",
+        "request-id",
+        "retry-after",
+        "retry-after-ms",
+        "server",
+        "server-timing",
+        "transfer-encoding",
+        "x-request-id",
+        "x-should-retry",
+    }
+)
+_RECORDED_PREFIXES_OF_ANSWERS = (
+    "anthropic-fast-",
+    "anthropic-priority-",
+    _RATE_LIMIT,
+    "openai-",
+    "x-ratelimit-",
+)
+
+_NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# In the shape of an API key or of an OAuth token, wherever somebody put it.
+_KEY = re.compile(r"(?<![a-z0-9])sk-[a-z0-9_-]{16,}|\bbearer\s")
+
+
+def recorded_request(fields: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
+    """
+    The fields of a request that may be recorded: names in lower case, values of at most 4096 printable characters.
+
+    Only what is listed here; never ``Authorization``, ``X-Api-Key`` or ``Cookie``, and no value that holds something
+    in the shape of an API key.
+    """
+    return _recorded(fields, _recorded_name_of_request)
+
+
+def recorded_response(fields: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
+    """The same of an answer; never ``Set-Cookie``."""
+    return _recorded(fields, _recorded_name_of_answer)
+
+
+# The same few names come with every request.
+@lru_cache(maxsize=512)
+def _recorded_name_of_request(raw: bytes) -> str | None:
+    name = raw.decode("latin-1").lower()
+    listed = name in _RECORDED_OF_REQUESTS or name.startswith(_RECORDED_PREFIXES_OF_REQUESTS)
+    return name[:MAX_RECORDED_NAME] if listed else None
+
+
+@lru_cache(maxsize=512)
+def _recorded_name_of_answer(raw: bytes) -> str | None:
+    name = raw.decode("latin-1").lower()
+    listed = name in _RECORDED_OF_ANSWERS or name.startswith(_RECORDED_PREFIXES_OF_ANSWERS)
+    return name[:MAX_RECORDED_NAME] if listed else None
+
+
+def _recorded(
+    fields: Iterable[tuple[bytes, bytes]], recorded_name: Callable[[bytes], str | None]
+) -> tuple[tuple[str, str], ...]:
+    kept = []
+    for raw_name, raw_value in fields:
+        name = recorded_name(raw_name)
+        if name is None:
+            continue
+        value = raw_value.decode("latin-1")
+        if _may_hold_key(value):
+            continue
+        value = value[:MAX_RECORDED_VALUE]
+        if not value.isprintable():
+            value = _NOT_PRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+        kept.append((name, value))
+    return tuple(kept[:MAX_RECORDED_FIELDS])
+
+
+def _may_hold_key(value: str) -> bool:
+    # This is on every request's way, and hardly ever is there more to do than this.
+    folded = value.lower()
+    return ("sk-" in folded or "bearer" in folded) and _KEY.search(folded) is not None
+
+
+def rate_limits(recorded: Iterable[tuple[str, str]]) -> dict[str, str] | None:
+    """The ``anthropic-ratelimit-*`` fields of what :func:`recorded_response` gave; ``None`` if there are none."""
+    return {name: value for name, value in recorded if name.startswith(_RATE_LIMIT)} or None
+
+
+def credential_of(fields: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """
+    The credential of a request, only to be hashed: ``X-Api-Key``, else the token of ``Authorization``.
+
+    The same key gives the same bytes in either field.
+    """
+    token = None
+    for name, value in fields:
+        match name.lower():
+            case b"x-api-key" if value.strip():
+                return value.strip()
+            case b"authorization" if token is None:
+                scheme, _, rest = value.strip().partition(b" ")
+                token = rest.strip() or scheme or None
+    return token

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
@@ -87,6 +88,24 @@ def _parse(raw: bytes) -> Target:
 _SHORT = 256
 # Most requests have one of a handful of targets.
 _parse_often = lru_cache(maxsize=256)(_parse)
+
+
+_SECRET_RESOURCES = frozenset({b"environments", b"oauth", b"organizations", b"tunnels", b"vaults"})
+
+
+def keeps_bodies(path: bytes) -> bool:
+    """
+    Whether bodies below this path may be recorded: not where they carry secrets as a rule. That is below
+    ``/v1/oauth``, ``/v1/organizations``, ``/v1/vaults``, ``/v1/tunnels`` and ``/v1/environments`` (the secrets of work
+    that a server hands out), and below the same names in any other root.
+
+    A server may read ``/V1/%6fAuth;x/`` as one of these, so it counts as one here.
+    """
+    # Some decode twice; more often than that it is nobody's path.
+    for _ in range(3 if b"%" in path else 0):
+        path = unquote_to_bytes(path)
+    segments = [segment.partition(b";")[0].strip().lower() for segment in path.split(b"/")]
+    return not _SECRET_RESOURCES.intersection([segment for segment in segments if segment][:2])
 
 
 def loggable_query(query: bytes | None) -> str:
