@@ -5,17 +5,25 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
+from tests.postgresql import database, postgresql
 from tests.processes import Proxy, StandIn, proxy, standin
+
+__all__ = ["database", "postgresql"]
 
 # Where it is ignored (in what a shell runs in the background), every process of ours would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite("tests.sdk_contract")
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("claude-proxy", deadline=None)
+hypothesis.settings.load_profile("claude-proxy")
 
 
 @implementer(ILogObserver)
@@ -49,8 +57,8 @@ def tls_upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 
 @pytest.fixture(scope="session")
 def proxied(tmp_path_factory: pytest.TempPathFactory, upstream: StandIn) -> Iterator[Proxy]:
-    """A real ``twistd -n claude-proxy`` before `upstream`, with default settings."""
-    with proxy(tmp_path_factory.mktemp("proxy"), upstream) as running:
+    """A real ``twistd -n claude-proxy`` before `upstream`, with default settings: it records."""
+    with proxy(tmp_path_factory.mktemp("proxy"), upstream, RECORD="full") as running:
         yield running
 
 

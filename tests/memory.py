@@ -21,7 +21,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_proxy.config import Config, ProviderConfig
+from twisted_proxy.config import Config, ProviderConfig, RecordConfig
 from twisted_proxy.relay.connection import OriginAgent
 from twisted_proxy.service import ProxyService
 from twisted_proxy.web.channel import Channel, ProxySite
@@ -245,19 +245,31 @@ class InMemoryProxy:
     """
     A proxy with its site, and whoever speaks to it.
 
+    :param keeper: records, if there is one.
     :param options: fields of `Config`; those of `ProviderConfig` with ``anthropic_`` before them.
+    :ivar endpoint: Anthropic's. :ivar others: those of other providers, by base URL.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, keeper: Any = None, **options: Any) -> None:
         provider = {key.removeprefix("anthropic_"): options.pop(key) for key in list(options) if "anthropic_" in key}
         provider.setdefault("base_url", ORIGIN)
         self.clock = Clock()
         self.endpoint = FakeEndpoint()
+        self.others: dict[str, FakeEndpoint] = {}
         base_url: str = provider["base_url"]
         self.agent = OriginAgent(self.clock, self.endpoint, "/".join(base_url.split("/")[:3]).encode())
+        options.setdefault("record", RecordConfig(mode="off"))
         self.config = Config(anthropic=ProviderConfig(**provider), **options)
-        self.service = ProxyService(self.config, self.clock, agent=self.agent, wall_clock=lambda: 1_700_000_000.0)
+        self.service = ProxyService(
+            self.config, self.clock, agent=self._agent, keeper=keeper, wall_clock=lambda: 1_700_000_000.0
+        )
         self.site = ProxySite(self.service.resource(), self.service.front)
+
+    def _agent(self, provider: ProviderConfig) -> OriginAgent:
+        if provider is self.config.anthropic:
+            return self.agent
+        endpoint = self.others.setdefault(provider.base_url, FakeEndpoint())
+        return OriginAgent(self.clock, endpoint, "/".join(provider.base_url.split("/")[:3]).encode())
 
     def client(self) -> Client:
         wire = Client()

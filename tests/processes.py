@@ -33,7 +33,7 @@ WAIT_LIMIT: Final = 10.0
 FOREIGN: Final = re.compile(r"ANTHROPIC_|CLAUDE|OPENAI_|DRAIN_|SSL_CERT|PYTHON|\w+_PROXY$", re.IGNORECASE)
 SETTINGS: Final = {
     "HOST", "PORT", "LISTEN", "READ_TIMEOUT", "WRITE_TIMEOUT", "IDLE_TIMEOUT", "UPSTREAM_IDLE_TIMEOUT",
-    "MAX_BODY_BYTES", "LOG_FORMAT",
+    "MAX_BODY_BYTES", "LOG_FORMAT", "RECORD", "DB_PATH", "DATABASE_URL", "SPOOL_DIR",
 }  # fmt: skip
 
 
@@ -302,10 +302,10 @@ LISTENING: Final = r"claude-proxy listening on \S*?:(\d+)\b"
 
 
 class Proxy(Process):
-    """``twistd -n claude-proxy`` from this checkout, listening."""
+    """``twistd -n claude-proxy`` from this checkout, listening. It records nothing unless `settings` say so."""
 
     def __init__(self, directory: Path, **settings: str) -> None:
-        environment = clean_environment(PYTHONPATH=str(CHECKOUT), HOST="127.0.0.1", PORT="0") | settings
+        environment = clean_environment(PYTHONPATH=str(CHECKOUT), HOST="127.0.0.1", PORT="0", RECORD="off") | settings
         twistd = Path(sys.executable).parent / "twistd"
         arguments = (sys.executable, twistd, "-n", "--pidfile=", "claude-proxy")
         super().__init__(arguments, environment=environment, cwd=directory)

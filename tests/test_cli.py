@@ -65,10 +65,10 @@ class TestCheckConfig:
 
     def test_warnings(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """What has no effect is said on standard error; the output stays a table."""
-        (here / "config.yaml").write_text("storage: {db_path: hunter2}\n")
+        (here / "config.yaml").write_text("storage: {requests_dir: hunter2}\n")
         assert cli.main(["check-config"]) == 0
         out, err = capsys.readouterr()
-        assert err == "warning: config.yaml: storage.db_path (line 1) has no effect in this version\n"
+        assert err == "warning: config.yaml: storage.requests_dir (line 1) has no effect in this version\n"
         assert "hunter2" not in out
 
     def test_problems(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +87,91 @@ class TestCheckConfig:
         )
         done = run("-c", code, cwd=here)
         assert (done.returncode, done.stderr) == (0, "")
+
+    def test_routes(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Providers and rules of the file follow the settings, without a secret; what will not work is a warning."""
+        (here / "config.yaml").write_text(
+            "providers: {local: {kind: openai, api_key: hunter2}}\n"
+            "routes: [{match: {model: claude-*}, provider: local, model: qwen3, headers: {X-Key: hunter2}}]\n"
+            "subagents: {mappings: {nobody: gpt-4o}}\n"
+        )
+        assert cli.main(["check-config"]) == 0
+        out, err = capsys.readouterr()
+        assert "hunter2" not in out
+        words = [" ".join(line.split()) for line in out.splitlines()]
+        assert "providers.local.api_key = *** (config.yaml: providers.local.api_key (line 1))" in words
+        assert (
+            "routes.1 = model claude-* → provider local, model qwen3, header X-Key (config.yaml: routes.1 (line 2))"
+            in words
+        )
+        assert "warning: subagents.mappings has no effect for nobody (gpt-4o): no file in " in err
+        assert str(here / ".claude" / "agents") in err
+
+
+class TestExplainRoute:
+    """``claude-proxy explain-route``."""
+
+    @pytest.fixture(autouse=True)
+    def rules(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A rule, a mapped agent, and its definition."""
+        monkeypatch.setenv("HOME", str(here / "home"))
+        (here / "config.yaml").write_text(
+            "routes: [{match: {model: claude-2*}, refuse: Not any more.}]\n"
+            "subagents: {mappings: {code-reviewer: gpt-4o}}\n"
+        )
+        agents = here / ".claude" / "agents"
+        agents.mkdir(parents=True)
+        (agents / "code-reviewer.md").write_text("---\nname: code-reviewer\n---\nYou review.\n")
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ('{"model": "claude-2.1"}', "refused Not any more."),
+            ('{"model": "claude-3"}', "because no rule matched, and claude-3 is of anthropic"),
+            ('{"model": "claude-3", "system": "You review."}', "asks for gpt-4o"),
+            ('{"path": "/v1/files", "body": {}}', "because no rule is about this path"),
+        ],
+    )
+    def test_file(self, here: Path, content: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """A body, or a whole request: where it would go, and why."""
+        (here / "request.json").write_text(content)
+        assert cli.main(["explain-route", "request.json", "--openai-api-key=hunter2"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert "hunter2" not in out
+        assert words in [" ".join(line.split()) for line in out.splitlines()]
+
+    def test_standard_input(self, here: Path) -> None:
+        """``-`` reads it; Twisted is not needed for it."""
+        code = (
+            "import sys; from twisted_proxy import cli; assert cli.main(['explain-route', '-']) == 0; "
+            "assert not [name for name in sys.modules if name.split('.')[0] == 'twisted'], 'twisted is loaded'"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=here, input='{"model": "claude-2"}', capture_output=True, text=True,
+            timeout=60, check=False, env={"PYTHONPATH": str(Path(__file__).parent.parent), "HOME": str(here)},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Not any more." in done.stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "status", "words"),
+        [
+            ([], 2, "name a file"),
+            (["--port=1"], 2, "name a file"),
+            (["missing.json"], 1, "claude-proxy: missing.json cannot be read: No such file or directory"),
+            (["config.yaml"], 1, "claude-proxy: config.yaml is no JSON object"),
+            (["config.yaml", "--prot=1"], 1, "option --prot: is unknown"),
+        ],
+    )
+    def test_wrong(
+        self, here: Path, arguments: list[str], status: int, words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """No file, none of that name, none that is a request, and a configuration that is wrong."""
+        assert cli.main(["explain-route", *arguments]) == status
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert words in err
 
 
 class TestCommand:
@@ -112,7 +197,7 @@ class TestCommand:
         """It lists every option, and does nothing else."""
         assert cli.main([command, "--port=x", "--help"]) == 0
         out = capsys.readouterr().out
-        assert out.startswith(f"Usage: claude-proxy {command} [options]\n")
+        assert out.startswith(f"Usage: claude-proxy {command} {cli.COMMANDS[command].operands}[options]\n")
         for setting in SETTINGS:
             assert f"  --{setting.option}" in out
 
@@ -122,7 +207,7 @@ class TestCommand:
         assert cli.main([name]) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        assert "run, check-config" in err
+        assert "run, check-config, explain-route" in err
 
     def test_run_is_twistd(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """``run`` hands its arguments to ``twistd``, in the foreground and without a pid file."""
@@ -173,7 +258,7 @@ class TestOptions:
 
     def test_make_service(self, here: Path) -> None:
         """The plugin leads to a service with this configuration; warnings are logged once."""
-        (here / "config.yaml").write_text("storage: {db_path: x}\n")
+        (here / "config.yaml").write_text("storage: {requests_dir: x}\n")
         (maker,) = [each for each in getPlugins(IServiceMaker) if each.tapname == "claude-proxy"]
         options = maker.options()
         options.parseOptions(["--port=0"])
@@ -181,7 +266,7 @@ class TestOptions:
             service = maker.makeService(options)
         assert IService.providedBy(service)
         told = [event["warning"] for event in events if event["log_namespace"] == "twisted_proxy.tap"]
-        assert told == ["config.yaml: storage.db_path (line 1) has no effect in this version"]
+        assert told == ["config.yaml: storage.requests_dir (line 1) has no effect in this version"]
 
 
 class TestTwistd:
@@ -210,7 +295,7 @@ class TestTwistd:
         environment = {"PYTHONPATH": root, "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
         with (here / "log").open("w+") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "twisted_proxy.cli", "run", "--listen=unix:p.sock", "--log-format=json"],
+                [sys.executable, "-m", "twisted_proxy.cli", "run", "--listen=unix:p.sock", "--log-format=json", "--record=off"],
                 cwd=here, env=environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
             try:

@@ -19,6 +19,7 @@ FLOORS = (
     {"relay", "record"},
     {"web"},
     {"service"},
+    {"offline"},
     {"tap", "cli"},
 )
 """Rooms, lowest floor first. A room sees the floors below it, and itself."""

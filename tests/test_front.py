@@ -26,6 +26,7 @@ def test_livez_shows_the_gauge() -> None:
             "status": "ok",
             "in_flight": expected,
             "draining": False,
+            "recording": {"status": "off"},
             "timestamp": "2023-11-14T22:13:20.000Z",
         }
         assert answer.header("cache-control") == "no-store"

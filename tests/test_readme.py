@@ -19,8 +19,26 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+class _Keeper:
+    """In the place of the one that starts a process and a thread."""
+
+    def __init__(self, *_: object) -> None:
+        self.begin = None
+        self.did: list[str] = []
+
+    def start(self) -> None:
+        self.did.append("start")
+
+    def describe(self) -> dict[str, object]:
+        return {"status": "ok"}
+
+    async def close(self) -> None:
+        self.did.append("close")
+
+
 def test_the_embedding_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its ten lines make an application that serves the proxy below /claude, and drains when it stops."""
+    """Its ten lines make an application that serves the proxy below /claude, records, and drains when it stops."""
+    monkeypatch.setattr("twisted_proxy.service.Keeper", _Keeper)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     reactor = MemoryReactorClock()
     monkeypatch.setattr("twisted.internet.reactor", reactor, raising=False)
@@ -46,6 +64,7 @@ def test_the_embedding_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     stopping.addCallback(stopped.append)
     assert names["proxy"].drain.draining
     assert stopped == [None]
+    assert names["proxy"].keeper.did == ["start", "close"]
 
 
 def test_the_links_lead_somewhere() -> None:

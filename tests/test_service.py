@@ -13,7 +13,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from twisted_proxy.config import Config, ProviderConfig
+from twisted_proxy.config import Config, ProviderConfig, RecordConfig
 from twisted_proxy.relay.connection import OriginAgent
 from twisted_proxy.service import ProxyServer, ProxyService
 from twisted_proxy.web.channel import ProxySite
@@ -39,8 +39,10 @@ class Server:
         self.reactor.callWhenRunning = mock.Mock()  # type: ignore[method-assign]
         self.endpoint = FakeEndpoint()
         agent = OriginAgent(self.reactor, self.endpoint, b"http://upstream.test")
-        config = Config(anthropic=ProviderConfig(base_url="http://upstream.test"), **options)
-        self.service = ProxyServer(config, self.reactor, agent=agent)
+        config = Config(
+            anthropic=ProviderConfig(base_url="http://upstream.test"), record=RecordConfig(mode="off"), **options
+        )
+        self.service = ProxyServer(config, self.reactor, agent=lambda _: agent)
         self.service.privilegedStartService()
         self.service.startService()
 
@@ -205,7 +207,9 @@ def test_a_port_that_cannot_be_had_stops_the_start() -> None:
         raise CannotListenError("127.0.0.1", port, OSError(98, "Address already in use"))
 
     reactor.listenTCP = busy  # type: ignore[method-assign]
-    service = ProxyServer(Config(listen=("tcp:3001:interface=127.0.0.1", "tcp:3002")), reactor)
+    service = ProxyServer(
+        Config(record=RecordConfig(mode="off"), listen=("tcp:3001:interface=127.0.0.1", "tcp:3002")), reactor
+    )
     with pytest.raises(SystemExit) as stopped:
         service.privilegedStartService()
     message = str(stopped.value)
@@ -222,7 +226,11 @@ def embedded(depth: int) -> tuple[Clock, ProxyService, FakeEndpoint, Any]:
     clock = Clock()
     endpoint = FakeEndpoint()
     agent = OriginAgent(clock, endpoint, b"http://upstream.test")
-    service = ProxyService(Config(anthropic=ProviderConfig(base_url="http://upstream.test")), clock, agent=agent)
+    service = ProxyService(
+        Config(record=RecordConfig(mode="off"), anthropic=ProviderConfig(base_url="http://upstream.test")),
+        clock,
+        agent=lambda _: agent,
+    )
     root = here = Resource()
     for level in range(depth - 1):
         below = Resource()

@@ -19,15 +19,18 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 from twisted.web.resource import IResource
 
-from .config import Config
+from .config import Config, ProviderConfig
 from .logs import observer
+from .record.keeper import Keeper
+from .relay.agents import Agents, default_directories
 from .relay.connection import OriginAgent
+from .relay.routing import Router
 from .relay.upstream import Upstream, endpoint_for, origin_of
 from .runtime import Drain, DrainEnd, Gauge
 from .web.channel import ProxySite
 from .web.counting import Counting
 from .web.forward import Forwarder
-from .web.front import Front
+from .web.front import Front, no_record
 from .web.pages import Pages
 from .web.tree import Tree
 
@@ -54,11 +57,14 @@ class ProxyService(Service):
     """
     The proxy without a front door: to hang its :meth:`resource` into a site of yours.
 
-    ``stopService`` drains: its Deferred fires when nothing is in flight, or at ``drain_timeout``; then connections to
-    the upstream are closed. The site that holds the resource must go on serving until then.
+    ``startService`` begins to record. ``stopService`` drains: its Deferred fires when nothing is in flight, or at
+    ``drain_timeout``, and what was recorded is stored; then connections to the upstream are closed. The site that holds
+    the resource must go on serving until then.
 
-    :param reactor: provides ``IReactorTime``, ``IReactorTCP`` and a name resolver.
-    :param agent: replaces the connections to the upstream.
+    :param reactor: provides ``IReactorTime``, ``IReactorTCP`` and a name resolver; to record, ``IReactorFromThreads``
+        and ``IReactorProcess``, too.
+    :param agent: makes what replaces the connections to a provider.
+    :param keeper: replaces the one that records.
     :param wall_clock: seconds since the Unix epoch.
     """
 
@@ -67,20 +73,34 @@ class ProxyService(Service):
         config: Config,
         reactor: Any,
         *,
-        agent: IAgent | None = None,
+        agent: Callable[[ProviderConfig], IAgent] | None = None,
+        keeper: Keeper | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self._reactor = reactor
         self.gauge = Gauge()
         self.drain = Drain(reactor, self.gauge, timeout=config.drain_timeout, lame_duck=config.lame_duck)
-        self.front = Front(config=config, clock=reactor, gauge=self.gauge, drain=self.drain, wall_clock=wall_clock)
-        self._own_agent: OriginAgent | None = None
-        if agent is None:
-            base_url = config.anthropic.base_url
-            agent = self._own_agent = OriginAgent(reactor, endpoint_for(reactor, base_url), origin_of(base_url))
-        forwarder = Forwarder(self.front, Upstream(reactor, agent, config.anthropic))
-        pages = Pages(self.gauge, self.drain, wall_clock)
+        if keeper is None and config.record.mode != "off":
+            keeper = Keeper(reactor, config.record, wall_clock)
+        self.keeper = keeper
+        self.front = Front(
+            config=config,
+            clock=reactor,
+            gauge=self.gauge,
+            drain=self.drain,
+            wall_clock=wall_clock,
+            record=no_record if self.keeper is None else self.keeper.begin,
+        )
+        self._own_agents: list[OriginAgent] = []
+        upstreams = {
+            name: Upstream(reactor, self._agent(provider) if agent is None else agent(provider), provider, name)
+            for name, provider in config.providers.items()
+        }
+        self._agents = Agents(default_directories(), reactor.seconds, self._warn)
+        self._router = Router(config, self._agents)
+        forwarder = Forwarder(self.front, upstreams, self._router)
+        pages = Pages(self.gauge, self.drain, self.keeper, wall_clock)
         self._tree = Tree(self.front, Counting(self.front, forwarder.render), pages.resource())
         self._stopping: Deferred[None] | None = None
 
@@ -88,6 +108,13 @@ class ProxyService(Service):
         """The proxy's tree: ``/v1``, ``/api``, ``/health``, ``/livez`` below wherever it is put."""
         tree: IResource = self._tree
         return tree
+
+    def startService(self) -> None:
+        super().startService()
+        for warning in self._router.warnings():
+            self._warn(warning)
+        if self.keeper is not None:
+            self.keeper.start()
 
     def stopService(self) -> Deferred[None]:
         """Drain, then stop what is behind, in order. Idempotent: each caller's Deferred fires at the end."""
@@ -107,13 +134,23 @@ class ProxyService(Service):
         """Wait no longer: end the drain with what is still in flight."""
         self.drain.hurry()
 
+    def _agent(self, provider: ProviderConfig) -> IAgent:
+        base_url = provider.base_url
+        agent = OriginAgent(self._reactor, endpoint_for(self._reactor, base_url), origin_of(base_url))
+        self._own_agents.append(agent)
+        return agent
+
+    def _warn(self, warning: str) -> None:
+        log.warn("{warning}", warning=warning)
+
     async def _stop(self) -> None:
         await self.drain.begin()
         if self.drain.end is not DrainEnd.IDLE:
             self._cut()
         await self._close_front()
-        if self._own_agent is not None:
-            await self._own_agent.close()
+        if self.keeper is not None:
+            await self.keeper.close()
+        await DeferredList([agent.close() for agent in self._own_agents], consumeErrors=True)
 
     def _cut(self) -> None:
         for request in self.gauge.oldest():

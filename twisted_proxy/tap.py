@@ -55,10 +55,20 @@ class Options(usage.Options):
             self.opt_version()
         try:
             loaded = load(arguments, directory=self._directory())
-        except ConfigError as error:
+            self._check_prices(loaded.config)
+        except (ConfigError, ValueError) as error:
             raise SystemExit(str(error)) from None
         self.config = loaded.config
         self.warnings = loaded.warnings
+
+    def _check_prices(self, config: Config) -> None:
+        """
+        :raises ValueError: the file of prices is none; a line for each problem.
+        """
+        if config.record.mode != "off" and config.record.prices_file is not None:
+            from twisted_proxy.record import pricing
+
+            pricing.load(Path(self._directory(), config.record.prices_file))
 
     def _directory(self) -> str:
         # twistd changes to --rundir only after the options are read; for the person who gave it, it is the

@@ -49,6 +49,9 @@ class Tap(Protocol):
     def forwarded(self, data: bytes) -> None:
         """The upstream is sent this as the request's body, which is not the client's."""
 
+    def routed(self, provider: str, model: str | None) -> None:
+        """The name of the provider that is asked, and of the model, if that is not the client's."""
+
     def connected(self, now: float) -> None:
         """The request begins to go upstream."""
 
@@ -96,6 +99,7 @@ class Flight:
     first_byte_at: float | None = None
     verdict: Verdict | None = None
     provider: str | None = None
+    routed_model: str | None = None
     tap: Tap | None = None
     error: tuple[str, str] | None = None
     _summary: Summary | None = None

@@ -18,7 +18,7 @@ from twisted.web.http import PotentialDataLoss, Request
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
-from ..wire import errors, sse
+from ..wire import sse
 from .flight import Flight, Verdict
 from .transports import abort, unsent_bytes
 
@@ -80,6 +80,7 @@ class Relay(Protocol):
     :param silence: seconds without a byte in the middle of the body, while the client takes what comes; 0 = no limit.
     :param stall: seconds without progress towards a client that holds us back; 0 = no limit.
     :param event_stream: whether the body is server-sent events.
+    :param farewell: makes the event that tells a client why its stream ends in the middle.
     :param framed: whether chunks or a length show the end of the body, and not just the end of the connection.
     """
 
@@ -93,6 +94,7 @@ class Relay(Protocol):
         stall: float,
         event_stream: bool,
         framed: bool,
+        farewell: Callable[[str], bytes],
     ) -> None:
         self._clock = clock
         self._request = request
@@ -100,6 +102,7 @@ class Relay(Protocol):
         self._tap = flight.tap
         self._silence = silence
         self._stall = stall
+        self._farewell = farewell
         self._client = _Client.FLOWING
         self._upstream = _Upstream.BODY
         self._timer: IDelayedCall | None = None
@@ -182,8 +185,8 @@ class Relay(Protocol):
         """
         Cut the answer now.
 
-        An event stream that stands between two events is told why, by an ``overloaded_error`` event: unless that would
-        be taken for a part of something else, of an encoded body or of one whose length was told.
+        An event stream that stands between two events is told why, by an event: unless that would be taken for a part
+        of something else, of an encoded body or of one whose length was told.
         """
         if self._upstream is _Upstream.ENDED:
             # All of it is written, only not sent.
@@ -193,7 +196,7 @@ class Relay(Protocol):
         fields = self._request.responseHeaders
         plain = not fields.hasHeader(b"Content-Length") and not fields.hasHeader(b"Content-Encoding")
         if plain and self._boundary is not None and self._boundary.at_boundary:
-            told = errors.event("overloaded_error", reason, self._flight.request_id)
+            told = self._farewell(reason)
             if self._tap is not None:
                 self._tap.answered(told, self._clock.seconds())
             self._request.write(told)

@@ -35,6 +35,8 @@ from .connection import CONNECT_TIMEOUT, ConnectTimeout
 
 log = Logger()
 
+_VERSION = b"/v1"
+
 FIRST_RETRY_DELAY = 0.1
 """Seconds before the second connection attempt; each further one waits twice as long."""
 
@@ -150,6 +152,8 @@ class Upstream:
         self.provider = provider
         self.provider_name = provider_name
         self._base = provider.base_url.rstrip("/").encode("ascii")
+        # As OpenAI's SDKs want it in OPENAI_BASE_URL: with the version that each of our targets begins with.
+        self._has_version = provider.kind == "openai" and self._base.endswith(_VERSION)
         self.name = origin_of(provider.base_url).decode("ascii")
 
     async def send(
@@ -174,6 +178,8 @@ class Upstream:
         :raises UpstreamError: there will be no answer.
         :raises CancelledError: when cancelled; the connection is closed.
         """
+        if self._has_version and target.startswith(_VERSION + b"/"):
+            target = target[len(_VERSION) :]
         attempts = 0
         while True:
             attempts += 1

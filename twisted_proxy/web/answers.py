@@ -27,11 +27,12 @@ OUR_MISTAKE = "The proxy failed on this request. Its log says more."
 
 def set_json(request: IRequest | Request, status: int, body: bytes) -> None:
     """Prepare an answer of ours; the body is for the caller to write, or to return."""
-    _set_json_head(request, status)
+    set_json_head(request, status)
     request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
 
 
-def _set_json_head(request: IRequest | Request, status: int) -> None:
+def set_json_head(request: IRequest | Request, status: int) -> None:
+    """Prepare an answer of ours whose length is set later."""
     request.setResponseCode(status, reason_phrase(status))
     headers = request.responseHeaders
     headers.setRawHeaders(b"Content-Type", [b"application/json"])
@@ -43,7 +44,7 @@ def _set_json_head(request: IRequest | Request, status: int) -> None:
 
 def set_error_head(request: Request, status: int, request_id: str) -> None:
     """Prepare an answer with an error envelope, which is to be written behind it."""
-    _set_json_head(request, status)
+    set_json_head(request, status)
     request.responseHeaders.setRawHeaders(REQUEST_ID, [request_id.encode("ascii")])
 
 

@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import LoopingCall
 from twisted.web.iweb import IResponse
 
 from ..relay.demotion import Demotion
 from ..relay.flight import Verdict
-from ..relay.streaming import stop_body
-from ..relay.upstream import FailureKind, UpstreamError
+from ..relay.translation import StreamTranslator, Translated
 from ..wire.message import ErrorEvent, MessageFold
 from .passage import Passage
+from .relaying import require_plain
 
 _OF_A_STREAM = (b"Cache-Control", b"Content-Encoding", b"Content-Length", b"X-Accel-Buffering")
 """What upstreams say of event streams, beside their type."""
 
 
-async def fold(passage: Passage, response: IResponse) -> None:
+async def fold(passage: Passage, response: IResponse, translator: StreamTranslator | None = None) -> None:
     """
     Answer with the message that an event stream tells, or with the status of its ``error`` event.
 
+    :param translator: makes Anthropic's events of the response's.
     :raises UpstreamError: there is none.
     :raises CancelledError: when cancelled; the upstream's connection is closed.
     """
-    encoding = b",".join(response.headers.getRawHeaders(b"Content-Encoding", ())).strip().lower()
+    require_plain(response)
     fields = passage.copy_head(response)
-    if encoding not in (b"", b"identity"):
-        stop_body(response)
-        raise UpstreamError(
-            FailureKind.ENCODED,
-            f"The upstream encoded its answer ({encoding.decode('ascii', 'replace')[:64]}), "
-            "although it was asked for identity: it cannot be made one message.",
-        )
     for name in _OF_A_STREAM:
         fields.removeHeader(name)
     fields.setRawHeaders(b"Content-Type", [b"application/json"])
+    tap = passage.flight.tap
     folding = Demotion(
         passage.clock,
         MessageFold(max_bytes=passage.config.max_response_bytes),
         silence=passage.upstream.provider.idle_timeout,
-        tap=passage.flight.tap,
+        tap=tap if translator is None else None,
     )
+    taking: Protocol = folding if translator is None else Translated(passage.clock, translator, folding, tap)
     heartbeat = LoopingCall(passage.write, b" ")
     heartbeat.clock = passage.clock
     if passage.config.demote_heartbeat:
         # The status is out with the first one: what goes wrong from then on can only be a visible cut.
         heartbeat.start(passage.config.demote_heartbeat, now=False)
-    response.deliverBody(folding)
+    response.deliverBody(taking)
     try:
         outcome = await folding.outcome
     finally:

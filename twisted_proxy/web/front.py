@@ -26,6 +26,10 @@ def is_proxied(local: target.Target) -> bool:
     return local.root in PROXIED_ROOTS
 
 
+def no_record(flight: Flight, fields: Headers, peer: IAddress) -> None:
+    """Nothing is recorded."""
+
+
 @attrs.frozen(kw_only=True)
 class Front:
     """What connections need to know of the proxy that they belong to."""
@@ -36,7 +40,7 @@ class Front:
     drain: Drain
     wall_clock: Callable[[], float]
     """Seconds since the Unix epoch."""
-    record: Callable[[Flight, Headers, IAddress], Tap | None] = lambda flight, fields, peer: None
+    record: Callable[[Flight, Headers, IAddress], Tap | None] = no_record
     """Begins to record a request below ``/v1`` whose header block is in: its fields, and who sent it."""
 
     def new_request_id(self) -> str:

@@ -12,6 +12,7 @@ from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException
 
 from .. import __version__, logs
+from ..record.keeper import Keeper
 from ..runtime import Drain, Gauge
 from ..wire import errors
 from .answers import set_json, to_json
@@ -29,9 +30,10 @@ class Pages:
 
     app = Klein()
 
-    def __init__(self, gauge: Gauge, drain: Drain, wall_clock: Callable[[], float]) -> None:
+    def __init__(self, gauge: Gauge, drain: Drain, keeper: Keeper | None, wall_clock: Callable[[], float]) -> None:
         self._gauge = gauge
         self._drain = drain
+        self._keeper = keeper
         self._wall_clock = wall_clock
 
     def resource(self) -> IResource:
@@ -49,7 +51,12 @@ class Pages:
 
     @app.route("/livez", methods=["GET", "HEAD"])
     def livez(self, request: IRequest) -> bytes:
-        """``{"status": "ok", "in_flight": n, "draining": bool, "timestamp": RFC 3339}``, always 200."""
+        """
+        ``{"status": "ok", "in_flight": n, "draining": bool, "recording": …, "timestamp": RFC 3339}``, always 200.
+
+        ``recording`` is `Keeper.describe`, or ``{"status": "off"}``. Trouble there is no reason to restart a process:
+        it serves, and what it cannot store waits.
+        """
         return self._answer(
             request,
             200,
@@ -57,6 +64,7 @@ class Pages:
                 "status": "ok",
                 "in_flight": self._gauge.in_flight,
                 "draining": self._drain.draining,
+                "recording": {"status": "off"} if self._keeper is None else self._keeper.describe(),
                 "timestamp": self._timestamp(),
             },
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -14,7 +16,9 @@ from ..relay.flight import Flight, Verdict
 from ..relay.streaming import cut
 from ..relay.upstream import Upstream, UpstreamError
 from ..wire import errors, headers
-from .answers import REQUEST_ID, set_error_head
+from ..wire.openai import failures
+from ..wire.openai.refusal import Untranslatable
+from .answers import REQUEST_ID, set_error_head, set_json_head
 
 log = Logger()
 
@@ -35,6 +39,21 @@ class Passage:
     upstream: Upstream
     config: Config
     clock: IReactorTime
+    openai_client: bool = False
+    """Whether errors are told in OpenAI's envelope."""
+
+    def towards(self, upstream: Upstream) -> Passage:
+        """The same, to another upstream; from now on it is known where it goes."""
+        flight = self.flight
+        flight.provider = upstream.provider_name
+        if flight.tap is not None:
+            flight.tap.routed(upstream.provider_name, flight.routed_model)
+        return self if upstream is self.upstream else attrs.evolve(self, upstream=upstream)
+
+    def forwards(self, body: bytes) -> None:
+        """The upstream is to be sent another body than the client's."""
+        if self.flight.tap is not None:
+            self.flight.tap.forwarded(body)
 
     @property
     def now(self) -> float:
@@ -81,6 +100,13 @@ class Passage:
             self.flight.tap.answered(data, self.now)
         self.request.write(data)
 
+    def answer_json(self, body: bytes, fields: Mapping[bytes, bytes], status: int = 200) -> None:
+        """Answer with JSON of ours."""
+        set_json_head(self.request, status)
+        for name, value in {**fields, REQUEST_ID: self.flight.request_id.encode("ascii")}.items():
+            self.request.responseHeaders.setRawHeaders(name, [value])
+        self.answer(body)
+
     def answer(self, body: bytes) -> None:
         """Write a whole body behind the head that is set, and finish."""
         if not self.request.startedWriting:
@@ -94,12 +120,36 @@ class Passage:
         if getattr(self.request, "channel", None) is None or self.request.finished:
             return
         self.flight.verdict = verdict
+        if self.openai_client:
+            status, body = failures.openai_error(status, error_type, message)
+        else:
+            body = errors.envelope(error_type, message, self.flight.request_id)
+        self._answer_error(status, body, error_type, message)
+
+    def refuse(self, problem: Untranslatable) -> None:
+        """Tell that a request, or its answer, has no counterpart in the other API."""
+        if getattr(self.request, "channel", None) is None or self.request.finished:
+            return
+        self.flight.verdict = Verdict.REFUSED if problem.status < 500 else Verdict.FAILED
+        if self.openai_client:
+            status, body = problem.openai_answer()
+        else:
+            status, body = problem.status, problem.anthropic_body(self.flight.request_id)
+        self._answer_error(status, body, problem.error_type, problem.message)
+
+    def _answer_error(self, status: int, body: bytes, error_type: str, message: str) -> None:
         self.flight.error = (error_type, message)
         if self.request.startedWriting:
             cut(self.request)
             return
         set_error_head(self.request, status, self.flight.request_id)
-        self.answer(errors.envelope(error_type, message, self.flight.request_id))
+        self.answer(body)
+
+    def farewell(self, reason: str) -> bytes:
+        """The event that ends an event stream in the middle, and says why."""
+        if self.openai_client:
+            return b"data: %b\n\n" % failures.openai_event("overloaded_error", reason)
+        return errors.event("overloaded_error", reason, self.flight.request_id)
 
     def answer_failure(self, failure: UpstreamError) -> None:
         """Tell, and log, that the upstream gives no answer."""

@@ -1,0 +1,57 @@
+"""What is looked at of answers whose bodies are not kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from twisted_proxy.record.excerpt import HEAD, TAIL, WHOLE, Excerpt
+
+
+def event(name: str, data: str) -> bytes:
+    return f"event: {name}\ndata: {data}\n\n".encode()
+
+
+START = event("message_start", '{"type":"message_start"}')
+DELTA = event("message_delta", '{"type":"message_delta"}')
+STOP = event("message_stop", '{"type":"message_stop"}')
+
+
+def excerpt(data: bytes, size: int, *, event_stream: bool = True) -> bytes:
+    made = Excerpt(event_stream=event_stream)
+    for start in range(0, len(data), size):
+        made.append(data[start : start + size])
+    return made.read()
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 20_000, 10**6])
+@pytest.mark.parametrize("said", [b"", event("content_block_delta", "x" * 100) * 3, event("x", "y" * 50) * 5000])
+def test_a_stream_is_reduced_to_what_frames_it(size: int, said: bytes) -> None:
+    """However long it is and however it came, its first and its last events are there, and nothing of what was said."""
+    assert excerpt(START + said + DELTA + STOP, size) == START + DELTA + STOP
+
+
+def test_an_event_larger_than_what_is_kept_leaves_no_half() -> None:
+    """The rest of an event whose beginning is gone is not taken for one."""
+    hostile = event("content_block_delta", "z" * TAIL + "\\n\\nevent: message_stop")
+    assert excerpt(START + hostile + DELTA + STOP, 4096) == START + DELTA + STOP
+
+
+def test_memory_is_bounded() -> None:
+    """Of a stream without end, no more than the head, the tail and one piece are held."""
+    made = Excerpt(event_stream=True)
+    for _ in range(10_000):
+        made.append(b"x" * 1000)
+    held = len(made._head) + sum(map(len, made._tail))
+    assert held <= HEAD + TAIL + 1000
+
+
+@pytest.mark.parametrize("size", [1000, WHOLE])
+def test_a_small_json_answer_is_whole(size: int) -> None:
+    """Its usage may stand anywhere."""
+    data = b'{"usage":1}' + b" " * 10_000
+    assert excerpt(data, size, event_stream=False) == data
+
+
+def test_a_large_json_answer_tells_nothing() -> None:
+    """A part of JSON is no JSON."""
+    assert excerpt(b"x" * (WHOLE + 1), 5000, event_stream=False) == b""
