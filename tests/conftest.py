@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from tests.postgresql import database, postgresql
 from tests.processes import Proxy, StandIn, proxy, standin
+from tests.recorded import Reader
 
 __all__ = ["database", "postgresql"]
 
@@ -66,4 +67,11 @@ def proxied(tmp_path_factory: pytest.TempPathFactory, upstream: StandIn) -> Iter
 def tls_proxied(tmp_path_factory: pytest.TempPathFactory, tls_upstream: StandIn) -> Iterator[Proxy]:
     """The same before `tls_upstream`."""
     with proxy(tmp_path_factory.mktemp("proxy-tls"), tls_upstream) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def reader() -> Iterator[Reader]:
+    """A process that reads stores."""
+    with Reader() as running:
         yield running

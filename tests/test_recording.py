@@ -232,6 +232,19 @@ def test_without_bodies_it_is_still_known_what_was_asked_and_what_it_cost(demote
     assert (tap.notes["model"], tap.notes["stream"]) == ("claude-test", not demoted)
     assert tap.notes["usage"]["output_tokens"] == tap.notes["output_tokens"] > 0
     assert tap.notes["stop_reason"] == "end_turn"
+    assert tap.notes["cost_is_partial"] is False
+
+
+def test_without_bodies_the_cost_of_a_cut_answer_is_a_lower_bound() -> None:
+    """It says so."""
+    proxy, keeper = recorded(bodies=False)
+    client, upstream = proxy.asked()
+    upstream.send(STREAM_HEAD + chunk(MESSAGE_EVENTS[0]) + chunk(MESSAGE_EVENTS[1]))
+    upstream.reset()
+    proxy.pump()
+    assert client.answer().outcome != "complete"
+    assert keeper.only.notes["usage"]
+    assert keeper.only.notes["cost_is_partial"] is True
 
 
 def test_what_is_not_below_v1_is_not_recorded() -> None:
@@ -249,6 +262,15 @@ def test_the_key_of_the_credentials_names_is_made_once(tmp_path: Path) -> None:
     assert read_key(tmp_path / "spool") == first
     assert (tmp_path / "spool" / "credential-key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["credential-key"]
+
+
+def test_what_is_no_key_is_not_used_as_one(tmp_path: Path, logs: list[Any]) -> None:
+    """With an empty one, everybody could tell which credential a hash stands for."""
+    path = tmp_path / "credential-key"
+    path.write_bytes(b"")
+    assert len(read_key(tmp_path)) == 32
+    assert path.read_bytes() == b""
+    assert "delete it" in logs[-1]["problem"]
 
 
 def test_without_a_place_for_the_key_there_is_one_for_this_process(tmp_path: Path, logs: list[Any]) -> None:
