@@ -1,10 +1,13 @@
 /* The load client of the benchmarks: HTTP/1.1 over kept connections on epoll, one thread.
  *
- *     load --port PORT [--connections N] [--size BYTES] [--events N --gap-us G --burst B]
+ *     load --port PORT [--connections N] [--size BYTES] [--events N --gap-us G --burst B] [--every-us U]
  *          [--warmup SECONDS] [--seconds SECONDS] [--pid PID]... [--hold]
  *
  * Each connection to 127.0.0.1:PORT sends a POST with a body of BYTES, reads the whole answer, and begins again.
  * What happens in the window (--seconds, after --warmup) is measured; what is then in flight is read to its end.
+ *
+ * With --every-us the requests are paced: one is due every U microseconds, by an absolute schedule, on whichever
+ * connection is idle.  Where none is, it waits for one, and its time counts from when it was due.
  *
  * With --hold the streams are to be longer than the window, and pause after their first event until the upstream is
  * told to go on.  The client opens all of them, writes "open" when each has delivered its first event, waits for the
@@ -14,8 +17,9 @@
  *     seconds      the window
  *     answers      complete answers in it
  *     events       events in it (a plain answer is one)
- *     cpu_seconds  what the processes of --pid have used in it
- *     ttfb_ms      from before the first byte of a request is sent to when the first event (or the answer) is in
+ *     cpu_seconds  what the processes of --pid have used in it, each by itself and in their order
+ *     ttfb_ms      from before the first byte of a request is sent (paced: from when it was due) to when the first
+ *                  event (or the answer) is in
  *     delay_ms     of each later event with a gap: from the upstream's stamp to when it is in
  *     errors       what was not as it had to be; the first ones are on stderr, and the exit status is 1
  */
@@ -30,6 +34,7 @@
 #include <strings.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -40,6 +45,10 @@ enum {
     STALL_SECONDS = 10,  /* without one byte from anyone: an error */
     MAX_FRONT = 2048,
 };
+
+/* In place of a connection's number. */
+#define STDIN_READY UINT32_MAX
+#define TIMER_READY (UINT32_MAX - 1)
 
 enum state { CONNECTING, SENDING, HEAD, BODY, IDLE };
 
@@ -71,7 +80,7 @@ struct samples {
 
 enum phase { OPENING, WAITING, WARMUP, WINDOW, FINISHING, HOLDING, DONE };
 
-static int port, connections = 1, size = 1024, events, gap_us, burst = 1;
+static int port, connections = 1, size = 1024, events, gap_us, burst = 1, every_us;
 static double warmup, seconds = 1;
 static bool hold;
 static clockid_t cpu_clocks[MAX_PIDS];
@@ -79,7 +88,8 @@ static int cpu_clock_count;
 
 static enum phase phase = OPENING;
 static struct conn **conns; /* by number, not by descriptor; NULL: not open */
-static int epoll_fd;
+static int epoll_fd, timer_fd;
+static uint64_t next_due; /* of a paced request */
 static int opening, opened, in_flight;
 static uint64_t errors, answers, events_seen, last_progress;
 static struct samples ttfb, delay;
@@ -172,7 +182,8 @@ static bool send_request(int number)
     return true;
 }
 
-static bool begin(int number)
+/* Send the next request, which counts from `began`. */
+static bool begin(int number, uint64_t began)
 {
     static uint64_t made;
     struct conn *c = conns[number];
@@ -186,7 +197,7 @@ static bool begin(int number)
     put_nonce(c->nonce, ((uint64_t)getpid() << 40) + ++made);
     memcpy(c->front, front, front_bytes);
     memcpy(c->front + front_bytes - NONCE_DIGITS, c->nonce, NONCE_DIGITS);
-    c->began = now_ns();
+    c->began = began;
     return send_request(number);
 }
 
@@ -407,8 +418,8 @@ static void read_from(int number)
         return;
     }
     last_progress = now_ns();
-    if (feed(number, scratch, (size_t)n, last_progress) && c->state == IDLE && phase < FINISHING)
-        begin(number);
+    if (feed(number, scratch, (size_t)n, last_progress) && c->state == IDLE && phase < FINISHING && !every_us)
+        begin(number, now_ns());
 }
 
 static void on_event(int number, uint32_t what)
@@ -422,7 +433,7 @@ static void on_event(int number, uint32_t what)
         if (error)
             fail(number, "connect to port %d: %s", port, strerror(error));
         else
-            begin(number);
+            begin(number, now_ns());
         return;
     }
     if (what & EPOLLOUT && c->state == SENDING && !send_request(number))
@@ -431,18 +442,40 @@ static void on_event(int number, uint32_t what)
         read_from(number);
 }
 
+/* ---- pacing ---- */
+
+static void start_pacing(uint64_t now)
+{
+    struct timespec gap = {.tv_sec = every_us / 1000000, .tv_nsec = every_us % 1000000 * 1000L};
+    next_due = now + (uint64_t)every_us * 1000;
+    struct itimerspec spec = {.it_value = {.tv_sec = (time_t)(next_due / 1000000000u),
+                                           .tv_nsec = (long)(next_due % 1000000000u)},
+                              .it_interval = gap};
+    if (timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &spec, NULL) < 0)
+        die("timerfd_settime: %s", strerror(errno));
+}
+
+/* Begin the requests that are due, as far as there are idle connections. */
+static void begin_due(uint64_t now)
+{
+    for (int i = 0; i < connections && next_due <= now; i++)
+        if (conns[i] && conns[i]->state == IDLE) {
+            uint64_t due = next_due;
+            next_due += (uint64_t)every_us * 1000;
+            begin(i, due);
+        }
+}
+
 /* ---- the run ---- */
 
-static double cpu_seconds(void)
+static void read_cpu_clocks(double seconds[])
 {
-    double sum = 0;
     for (int i = 0; i < cpu_clock_count; i++) {
         struct timespec t;
         if (clock_gettime(cpu_clocks[i], &t) < 0)
             die("load: a process of --pid has ended");
-        sum += (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+        seconds[i] = (double)t.tv_sec + (double)t.tv_nsec / 1e9;
     }
-    return sum;
 }
 
 static int compare(const void *a, const void *b)
@@ -458,10 +491,10 @@ static void print_samples(const char *name, struct samples *samples)
         return;
     }
     qsort(samples->values, samples->count, sizeof *samples->values, compare);
-    size_t p99 = (samples->count * 99 + 99) / 100 - 1;
-    printf(",\"%s\":{\"median\":%.6f,\"p99\":%.6f,\"max\":%.6f,\"count\":%zu}", name,
+    size_t p99 = (samples->count * 99 + 99) / 100 - 1, p999 = (samples->count * 999 + 999) / 1000 - 1;
+    printf(",\"%s\":{\"median\":%.6f,\"p99\":%.6f,\"p999\":%.6f,\"max\":%.6f,\"count\":%zu}", name,
            (double)samples->values[samples->count / 2] / 1e6, (double)samples->values[p99] / 1e6,
-           (double)samples->values[samples->count - 1] / 1e6, samples->count);
+           (double)samples->values[p999] / 1e6, (double)samples->values[samples->count - 1] / 1e6, samples->count);
 }
 
 static void say(const char *word)
@@ -491,12 +524,12 @@ static int number_argument(const char *name, const char *text, int low, int high
 static void parse_options(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"port", required_argument, 0, 'p'},    {"connections", required_argument, 0, 'c'},
-        {"size", required_argument, 0, 's'},    {"events", required_argument, 0, 'e'},
-        {"gap-us", required_argument, 0, 'g'},  {"burst", required_argument, 0, 'b'},
-        {"warmup", required_argument, 0, 'w'},  {"seconds", required_argument, 0, 't'},
-        {"pid", required_argument, 0, 'i'},     {"hold", no_argument, 0, 'h'},
-        {0, 0, 0, 0},
+        {"port", required_argument, 0, 'p'},     {"connections", required_argument, 0, 'c'},
+        {"size", required_argument, 0, 's'},     {"events", required_argument, 0, 'e'},
+        {"gap-us", required_argument, 0, 'g'},   {"burst", required_argument, 0, 'b'},
+        {"every-us", required_argument, 0, 'y'}, {"warmup", required_argument, 0, 'w'},
+        {"seconds", required_argument, 0, 't'},  {"pid", required_argument, 0, 'i'},
+        {"hold", no_argument, 0, 'h'},           {0, 0, 0, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;)
         switch (option) {
@@ -506,6 +539,7 @@ static void parse_options(int argc, char **argv)
         case 'e': events = number_argument("events", optarg, MIN_EVENTS, MAX_EVENTS); break;
         case 'g': gap_us = number_argument("gap-us", optarg, 0, 60000000); break;
         case 'b': burst = number_argument("burst", optarg, 1, MAX_BURST); break;
+        case 'y': every_us = number_argument("every-us", optarg, 1, STALL_SECONDS * 500000); break;
         case 'w': warmup = atof(optarg); break;
         case 't': seconds = atof(optarg); break;
         case 'h': hold = true; break;
@@ -517,7 +551,7 @@ static void parse_options(int argc, char **argv)
         }
         default: exit(2);
         }
-    if (!port || optind != argc)
+    if (!port || optind != argc || (hold && every_us))
         die("usage: load --port PORT [options]; see the beginning of load.c");
 }
 
@@ -560,17 +594,26 @@ int main(int argc, char **argv)
     if (!conns)
         die("out of memory");
     if (hold) {
-        struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
+        struct epoll_event event = {.events = EPOLLIN, .data.u32 = STDIN_READY};
         if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0)
             die("load: --hold wants a pipe as standard input");
     }
+    if (every_us) {
+        timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        struct epoll_event event = {.events = EPOLLIN, .data.u32 = TIMER_READY};
+        if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event) < 0)
+            die("epoll_ctl: %s", strerror(errno));
+    }
 
+    const int ramp = every_us ? 1 : RAMP;
     uint64_t phase_end = 0, window_began = 0;
-    double cpu_began = 0, cpu_used = 0, window = 0;
+    double cpu_began[MAX_PIDS], cpu_ended[MAX_PIDS], window = 0;
+    read_cpu_clocks(cpu_began);
+    read_cpu_clocks(cpu_ended);
     last_progress = now_ns();
     while (phase != DONE) {
         if (phase < FINISHING && opened + opening < connections)
-            for (int i = 0; i < connections && opening < RAMP && errors < MAX_ERRORS; i++)
+            for (int i = 0; i < connections && opening < ramp && errors < MAX_ERRORS; i++)
                 if (!conns[i])
                     open_one(i);
 
@@ -586,12 +629,19 @@ int main(int argc, char **argv)
             die("epoll_wait: %s", strerror(errno));
         bool told = false;
         for (int i = 0; i < n; i++)
-            if (ready[i].data.u32 == UINT32_MAX)
+            if (ready[i].data.u32 == STDIN_READY) {
                 told = true;
-            else
+            } else if (ready[i].data.u32 == TIMER_READY) {
+                uint64_t expirations;
+                if (read(timer_fd, &expirations, sizeof expirations) < 0 && errno != EAGAIN)
+                    die("timerfd: %s", strerror(errno));
+            } else {
                 on_event((int)ready[i].data.u32, ready[i].events);
+            }
 
         now = now_ns();
+        if (every_us && (phase == WARMUP || phase == WINDOW))
+            begin_due(now);
         if (errors >= MAX_ERRORS || (hold && errors))
             break;
         if (phase != WAITING && phase != HOLDING && now - last_progress > STALL_SECONDS * 1000000000ull) {
@@ -609,6 +659,8 @@ int main(int argc, char **argv)
             } else {
                 phase = WARMUP;
                 phase_end = now + (uint64_t)(warmup * 1e9);
+                if (every_us)
+                    start_pacing(now);
             }
             break;
         case WAITING:
@@ -626,12 +678,12 @@ int main(int argc, char **argv)
             phase = WINDOW;
             window_began = now;
             phase_end = now + (uint64_t)(seconds * 1e9);
-            cpu_began = cpu_seconds();
+            read_cpu_clocks(cpu_began);
             break;
         case WINDOW:
             if (now < phase_end)
                 break;
-            cpu_used = cpu_seconds() - cpu_began;
+            read_cpu_clocks(cpu_ended);
             window = (double)(now - window_began) / 1e9;
             phase = hold ? HOLDING : FINISHING;
             if (hold)
@@ -656,10 +708,10 @@ int main(int argc, char **argv)
             drop(i);
 
     printf("{\"seconds\":%.6f,\"answers\":%" PRIu64 ",\"events\":%" PRIu64, window, answers, events_seen);
-    if (cpu_clock_count)
-        printf(",\"cpu_seconds\":%.6f", cpu_used);
-    else
-        printf(",\"cpu_seconds\":null");
+    printf(",\"cpu_seconds\":[");
+    for (int i = 0; i < cpu_clock_count; i++)
+        printf("%s%.6f", i ? "," : "", cpu_ended[i] - cpu_began[i]);
+    printf("]");
     print_samples("ttfb_ms", &ttfb);
     print_samples("delay_ms", &delay);
     printf(",\"errors\":%" PRIu64 "}\n", errors);

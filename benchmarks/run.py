@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import platform
 import signal
@@ -18,7 +19,7 @@ from types import FrameType
 import servers
 from machine import BenchmarkError, Cores, Neighbours, describe, file_limit
 from measure import MEASUREMENTS, Measurement, MeasurementError, Result, profiled, py_spy, run, warm_up
-from report import LINES, TARGETS, cell, table
+from report import LINES, TARGETS, Names, Verdict, cell, cost_of_recording, table
 
 FULL_ROUNDS, QUICK_ROUNDS = 3, 1
 
@@ -61,9 +62,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _kinds(options: argparse.Namespace) -> list[servers.Kind]:
     settings = dict(word.split("=", 1) for word in options.set)
-    name = "claude-proxy" if options.proxy_command is None else "proxy"
-    subject = servers.proxy(name, options.proxy_command, settings)
-    return [kind for kind in (servers.direct(), servers.nginx(), servers.haproxy(), subject) if kind is not None]
+    subject = servers.proxy(options.proxy_command, settings)
+    recording = servers.recording(settings) if options.proxy_command is None else None
+    found = (servers.direct(), servers.nginx(), servers.haproxy(), subject, recording)
+    return [kind for kind in found if kind is not None]
 
 
 def _chosen(options: argparse.Namespace, notes: list[str]) -> list[Measurement]:
@@ -92,6 +94,7 @@ class Bench:
         self.results: dict[tuple[str, str], list[Result]] = {}
         self.failed: set[tuple[str, str]] = set()
         self.problems: list[str] = []
+        self.names = Names.of([kind.name for kind in kinds])
         self._kinds = kinds
         self._measurements = measurements
         self._quick = quick
@@ -100,6 +103,10 @@ class Bench:
 
     def round(self, number: int, upstream: servers.Upstream) -> None:
         """Start the proxies anew, and put each load on each of them, one after the other."""
+        for _, together in itertools.groupby(self._measurements, key=lambda measurement: measurement.crowds):
+            self._measure_together(number, list(together), upstream)
+
+    def _measure_together(self, number: int, measurements: Sequence[Measurement], upstream: servers.Upstream) -> None:
         with tempfile.TemporaryDirectory(prefix="bench-") as name, contextlib.ExitStack() as stack:
             running = {}
             for kind in self._kinds:
@@ -108,7 +115,7 @@ class Bench:
                 if server.pids:
                     self._warm_up(server, upstream)
                 running[kind.name] = server
-            for measurement in self._measurements:
+            for measurement in measurements:
                 # a different one begins in each round, so that none is always the first or the last
                 first = (number + self._measurements.index(measurement)) % len(self._kinds)
                 for kind in [*self._kinds[first:], *self._kinds[:first]]:
@@ -138,10 +145,10 @@ class Bench:
 
     @contextlib.contextmanager
     def _profiling(self, measurement: Measurement, server: servers.Server) -> Iterator[None]:
-        if not self._profile or server.name != self._kinds[-1].name:
+        if not self._profile or server.name not in (self.names.subject, self.names.recording):
             yield
             return
-        with profiled(server, servers.BUILD / f"profile-{measurement.name}.svg"):
+        with profiled(server, servers.BUILD / f"profile-{server.name}-{measurement.name}.svg"):
             yield
 
 
@@ -195,8 +202,11 @@ def _run(options: argparse.Namespace) -> int:
             bench.round(number, upstream)
     _progress("")
 
-    names = [kind.name for kind in kinds]
-    verdicts = [target.judge(names[-1], bench.results, bench.failed) for target in TARGETS]
+    verdicts = [
+        target.judge(bench.names, bench.results, bench.failed)
+        for target in TARGETS
+        if bench.names.recording is not None or not target.recording
+    ]
     others = neighbours.cores_used()
     for key, value in machine.items():
         print(f"{key + ':':14}{value}")
@@ -212,25 +222,26 @@ def _run(options: argparse.Namespace) -> int:
     for note in notes:
         print(f"{'note:':14}{note}")
     print()
-    print(table(names, names[-1], bench.results, bench.failed))
+    print(table(bench.names, bench.results, bench.failed))
     print()
     for verdict in verdicts:
         print(verdict)
     for problem in bench.problems:
         print(f"\nPROBLEM  {problem}")
     if options.json is not None:
-        _write_json(options.json, machine, names, rounds, others, bench)
+        _write_json(options.json, machine, rounds, others, bench, verdicts)
     missed = any(verdict.met is False or (verdict.met is None and not options.only) for verdict in verdicts)
     return 1 if bench.problems or (options.check and missed) else 0
 
 
 def _write_json(
-    path: Path, machine: dict[str, str], names: list[str], rounds: int, others: float, bench: Bench
+    path: Path, machine: dict[str, str], rounds: int, others: float, bench: Bench, verdicts: Sequence[Verdict]
 ) -> None:
     lines = []
     for line in LINES:
-        cells = {name: found for name in names if (found := cell(line, name, bench.results)) is not None}
+        cells = {name: found for name in bench.names.all if (found := cell(line, name, bench.results)) is not None}
         if cells:
+            times = cost_of_recording(line, bench.names, bench.results)
             lines.append(
                 {
                     "name": line.name,
@@ -238,6 +249,7 @@ def _write_json(
                     "unit": line.unit,
                     "kind": line.kind,
                     "values": {name: dataclasses.asdict(found) for name, found in cells.items()},
+                    "recording_over_without": None if times is None else dataclasses.asdict(times),
                 }
             )
     report = {
@@ -245,7 +257,7 @@ def _write_json(
         "rounds": rounds,
         "cores_used_by_others": others,
         "lines": lines,
-        "targets": [dataclasses.asdict(target.judge(names[-1], bench.results, bench.failed)) for target in TARGETS],
+        "targets": [dataclasses.asdict(verdict) for verdict in verdicts],
         "problems": bench.problems,
         "results": [
             {

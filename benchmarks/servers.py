@@ -7,14 +7,16 @@ import json
 import os
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from machine import (
     BenchmarkError,
@@ -31,16 +33,56 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
 MAX_CONNECTIONS = 8_192  # of one proxy, with either side; nginx and HAProxy set their tables up for that many
 START_SECONDS = 20.0
+CLAUDE_PROXY, RECORDING = "claude-proxy", "recording"
+_TWISTD = Path(sys.executable).parent / "twistd"
+
+
+def ask(server: Server, path: str) -> dict[str, Any]:
+    """The JSON that a server of ours answers; raises BenchmarkError where it does not."""
+    url = f"http://127.0.0.1:{server.port}{path}"
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except OSError as error:
+        raise BenchmarkError(f"{server.name} does not answer: {error}{server.explain()}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorder:
+    """What keeps the records beside a proxy: its process, and its database where that is a file."""
+
+    pids: tuple[int, ...]
+    database: Path | None
+
+    def stored_bytes(self) -> int | None:
+        """What the database holds, its write-ahead log included, without pages that are free again."""
+        if self.database is None:
+            return None
+        with contextlib.closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as connection:
+            size, pages, free = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_size", "page_count", "freelist_count")
+            )
+        return int(size * (pages - free))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A running server; `pids` are the processes whose CPU time and memory are counted, none of "direct"."""
+    """A running server.
+
+    `pids` are the processes whose CPU time and memory are counted, none of "direct"; `recorder` has others.
+    """
 
     name: str
     port: int
     pids: tuple[int, ...] = ()
+    recorder: Recorder | None = None
     log: Path | None = None
+
+    @property
+    def all_pids(self) -> tuple[int, ...]:
+        return self.pids if self.recorder is None else (*self.pids, *self.recorder.pids)
 
     def explain(self) -> str:
         """The end of its log, for the report of a failure."""
@@ -53,10 +95,10 @@ class Server:
         """Wait until it does nothing more, `seconds` at the most: left-over work is not the next one's."""
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):
-            before = cpu_seconds(self.pids)
+            before = cpu_seconds(self.all_pids)
             while time.monotonic() < deadline:
                 time.sleep(0.05)
-                now = cpu_seconds(self.pids)
+                now = cpu_seconds(self.all_pids)
                 if now - before < 0.003:
                     return
                 before = now
@@ -74,20 +116,11 @@ class Upstream:
         `requests`; `bad` of them, which were answered 400; `open_streams`; connections `accepted`, and
         `broken`: closed in the middle of a request or an answer.
         """
-        return self._ask("/stats")
+        return ask(self.server, "/stats")
 
     def go(self) -> None:
         """Let the streams that are held go on after their first event."""
-        self._ask("/go")
-
-    def _ask(self, path: str) -> dict[str, int]:
-        url = f"http://127.0.0.1:{self.server.port}{path}"
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as answer:
-                stats: dict[str, int] = json.load(answer)
-                return stats
-        except OSError as error:
-            raise BenchmarkError(f"the upstream does not answer: {error}{self.server.explain()}") from error
+        ask(self.server, "/go")
 
 
 def build() -> None:
@@ -248,51 +281,88 @@ def haproxy() -> Kind | None:
     return Kind(name="haproxy", version=_first_line([program, "-v"]), start=start)
 
 
-def proxy(name: str, command: str | None, settings: Mapping[str, str]) -> Kind:
-    """claude-proxy out of this checkout, or what `command` runs.
+def proxy(command: str | None, settings: Mapping[str, str]) -> Kind:
+    """claude-proxy out of this checkout, which records nothing, or what `command` runs.
 
     Both get PORT, HOST and ANTHROPIC_FORWARD_URL in the environment, and `settings`; in `command`, `{port}`
     and `{upstream_url}` stand for the same.  Nothing of the caller's own settings reaches them.
     """
-    twistd = Path(sys.executable).parent / "twistd"
+    name = CLAUDE_PROXY if command is None else "proxy"
 
     @contextlib.contextmanager
     def start(directory: Path, upstream_port: int, cores: Cores, problems: list[str]) -> Iterator[Server]:
-        home = directory / f"home-{name}"
-        home.mkdir()
-        port = free_port()
-        upstream_url = f"http://127.0.0.1:{upstream_port}"
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(home),
-            "LANG": "C.UTF-8",
-            "PYTHONPATH": str(HERE.parent),
-            "PORT": str(port),
-            "HOST": "127.0.0.1",
-            "ANTHROPIC_FORWARD_URL": upstream_url,
-            **settings,
-        }
-        if command is None:
-            words = [
-                str(twistd),
-                "-n",
-                "--pidfile=",
-                f"--logfile={directory / f'{name}.log'}",
-                "claude-proxy",
-            ]
-        else:
-            words = [word.format(port=port, upstream_url=upstream_url) for word in shlex.split(command)]
-            if not words:
-                raise BenchmarkError("--proxy-command is empty")
-        with _run(
-            name,
-            words,
-            port=port,
-            directory=directory,
-            cores=cores,
-            problems=problems,
-            environment=environment,
-        ) as server:
+        with _proxy(name, command, {**settings, "RECORD": "off"}, directory, upstream_port, cores, problems) as server:
             yield server
 
-    return Kind(name=name, version=command or str(twistd), start=start)
+    return Kind(
+        name=name,
+        version=f"{_TWISTD}, RECORD=off: nginx and HAProxy record nothing either" if command is None else command,
+        start=start,
+    )
+
+
+def recording(settings: Mapping[str, str]) -> Kind:
+    """claude-proxy out of this checkout, which records all, into a new SQLite file or where `settings` say."""
+
+    @contextlib.contextmanager
+    def start(directory: Path, upstream_port: int, cores: Cores, problems: list[str]) -> Iterator[Server]:
+        complete = {"DB_PATH": "requests.db", **settings, "RECORD": "full"}
+        database = None if complete.get("DATABASE_URL") else directory / complete["DB_PATH"]
+        with _proxy(RECORDING, None, complete, directory, upstream_port, cores, problems) as server:
+            yield _with_recorder(server, database)
+
+    return Kind(name=RECORDING, version=f"{_TWISTD}, RECORD=full", start=start)
+
+
+def _with_recorder(server: Server, database: Path | None) -> Server:
+    """Wait for the recorder, and count it apart from its proxy."""
+    deadline = time.monotonic() + START_SECONDS
+    while len(pids := process_tree(server.pids[0])) < 2 or (database is not None and not database.exists()):
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"{server.name} has no recorder after {START_SECONDS:.0f} s{server.explain()}")
+        time.sleep(0.02)
+    server = replace(server, pids=tuple(pids[:1]), recorder=Recorder(pids=tuple(pids[1:]), database=database))
+    server.settle()
+    return server
+
+
+@contextlib.contextmanager
+def _proxy(
+    name: str,
+    command: str | None,
+    settings: Mapping[str, str],
+    directory: Path,
+    upstream_port: int,
+    cores: Cores,
+    problems: list[str],
+) -> Iterator[Server]:
+    home = directory / f"home-{name}"
+    home.mkdir()
+    port = free_port()
+    upstream_url = f"http://127.0.0.1:{upstream_port}"
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(HERE.parent),
+        "PORT": str(port),
+        "HOST": "127.0.0.1",
+        "ANTHROPIC_FORWARD_URL": upstream_url,
+        **settings,
+    }
+    if command is None:
+        words = [str(_TWISTD), "-n", "--pidfile=", f"--logfile={directory / f'{name}.log'}", "claude-proxy"]
+    else:
+        words = [word.format(port=port, upstream_url=upstream_url) for word in shlex.split(command)]
+        if not words:
+            raise BenchmarkError("--proxy-command is empty")
+    with _run(
+        name,
+        words,
+        port=port,
+        directory=directory,
+        cores=cores,
+        problems=problems,
+        environment=environment,
+    ) as server:
+        yield server
