@@ -2,6 +2,7 @@
 # make test   everything the tests need, then lint and all tests      make test ARGS="-k drain -x"
 # make lint   ruff and mypy
 # make bench  the benchmarks                          make bench ARGS=--quick
+# make fuzz   minutes of requests and answers that nobody expects   make fuzz ARGS="--minutes 60 --seed 7"
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -14,14 +15,26 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OLD_SDK := $(VENV)/sdk/anthropic-0.125
 PACKAGING := setup.cfg pyproject.toml
 
-.PHONY: run test lint bench clean
+.PHONY: run test site lint bench fuzz clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/twistd --nodaemon --pidfile= claude-proxy $(ARGS)
 
-test: lint $(OLD_SDK).stamp node
+test: lint $(OLD_SDK).stamp node site
 	$(BIN)/python -m pytest $(ARGS)
+
+# The page's own checks. What is built is committed, so that nobody needs npm to install; here it must come out the same.
+# Vite wants Node 20.19; where that is missing, a test still holds the page to its source by a digest.
+ifeq ($(shell node -p '(([a, b]) => a > 20 || (a == 20 && b >= 19))(process.versions.node.split(".").map(Number))' 2>/dev/null),true)
+site: svelte/node_modules/.stamp
+	@cd svelte && npm run --silent check && npm test --silent && npm run --silent build
+	@! git rev-parse --git-dir >/dev/null 2>&1 || git diff --exit-code --stat -- twisted_proxy/web/static || { \
+	  echo 'twisted_proxy/web/static is not what svelte/ builds: commit what was just built' >&2; exit 1; }
+else
+site: svelte/node_modules/.stamp
+	@echo 'The page is not built here: that needs Node 20.19 or newer'
+endif
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
@@ -31,8 +44,11 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist benchmarks/build *.egg-info tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist benchmarks/build *.egg-info tests/node/node_modules svelte/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find twisted_proxy twisted tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache twistd.pid
 
@@ -61,6 +77,12 @@ $(OLD_SDK).stamp: Makefile | $(BIN)/python
 	@echo 'Installing anthropic 0.125 into $(OLD_SDK)'
 	@rm -rf $(OLD_SDK)
 	@$(PIP) install --target $(OLD_SDK) 'anthropic == 0.125.*'
+	@touch $@
+
+svelte/node_modules/.stamp: svelte/package.json svelte/package-lock.json
+	@command -v npm >/dev/null || { echo 'The page is checked with Node and npm. On Debian: apt install npm' >&2; exit 1; }
+	@echo 'Installing what the page is built with into svelte'
+	@cd svelte && npm ci --silent --no-audit --no-fund
 	@touch $@
 
 .PHONY: node

@@ -168,13 +168,19 @@ def test_checkout(fresh: Callable[[], Environment], checkout: Path, tmp_path: Pa
 
 
 def test_contents_of_the_wheel(wheel: Path) -> None:
-    """Every module, the plugin, the marker of typed packages and the license; no tests, and no package ``twisted``."""
+    """Every module, what they read, the plugin and the license; no tests, and no package ``twisted``."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     metadata = {name for name in names if ".dist-info/" in name}
     assert any(name.endswith("/LICENSE") for name in metadata)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "twisted_proxy").rglob("*.py")}
-    assert names - metadata == modules | {"twisted_proxy/py.typed", "twisted/plugins/claude_proxy.py"}
+    read = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("py.typed", "record/prices.json", "record/schema/*/*.sql", "web/openapi.yaml", "web/static/*")
+        for path in (ROOT / "twisted_proxy").glob(pattern)
+    }
+    assert len(read) > 5
+    assert names - metadata == modules | read | {"twisted/plugins/claude_proxy.py"}
 
 
 def test_twisted_stays_a_stranger() -> None:

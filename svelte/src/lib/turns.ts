@@ -1,0 +1,71 @@
+/** What changed from one request to the one that follows it. */
+
+import { isObject, list, object, systemOf, text, turnsOf, type Json, type JsonObject, type Turn } from "./content";
+
+export interface Change {
+  what: string;
+  before: string;
+  after: string;
+}
+
+export interface TurnDiff {
+  /** Parameters, tools, system: what is not the same. */
+  changes: Change[];
+  /** How many messages both begin with. */
+  common: number;
+  removed: Turn[];
+  added: Turn[];
+}
+
+/** As JSON without what may differ between two tellings of the same: cache markers; a list of one plain text for the text. */
+export function identity(value: Json): string {
+  return JSON.stringify(plain(value));
+}
+
+function plain(value: Json): Json {
+  if (Array.isArray(value)) {
+    const only = value.length === 1 ? value[0] : undefined;
+    if (isObject(only) && only.type === "text" && typeof only.text === "string") return only.text;
+    return value.map(plain);
+  }
+  if (!isObject(value)) return value;
+  return Object.fromEntries(
+    Object.keys(value)
+      .filter((name) => name !== "cache_control")
+      .sort()
+      .map((name) => [name, plain(value[name] as Json)]),
+  );
+}
+
+const pretty = (value: Json | undefined) => (value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value, null, 2));
+
+function systemText(request: JsonObject): string {
+  return (systemOf(request)?.blocks ?? []).map((block) => text(block.text)).join("\n\n");
+}
+
+export function turnDiff(before: JsonObject, after: JsonObject): TurnDiff {
+  const changes: Change[] = [];
+  const differ = (what: string, old: string, now: string) => {
+    if (old !== now) changes.push({ what, before: old, after: now });
+  };
+  const names = new Set([...Object.keys(before), ...Object.keys(after)]);
+  for (const name of names) {
+    if (name === "messages" || name === "system" || name === "tools") continue;
+    if (identity(before[name] ?? null) !== identity(after[name] ?? null)) differ(name, pretty(before[name]), pretty(after[name]));
+  }
+  differ("system", systemText(before), systemText(after));
+  const tools = (request: JsonObject) => new Map(list(request.tools).map((tool) => [text(object(tool).name), tool]));
+  const oldTools = tools(before);
+  const newTools = tools(after);
+  for (const name of new Set([...oldTools.keys(), ...newTools.keys()])) {
+    const old = oldTools.get(name);
+    const now = newTools.get(name);
+    if (identity(old ?? null) !== identity(now ?? null)) differ(`tool ${name}`, pretty(old), pretty(now));
+  }
+
+  const oldIds = list(before.messages).map(identity);
+  const newIds = list(after.messages).map(identity);
+  let common = 0;
+  while (common < oldIds.length && common < newIds.length && oldIds[common] === newIds[common]) common += 1;
+  return { changes, common, removed: turnsOf(before).slice(common), added: turnsOf(after).slice(common) };
+}
