@@ -2,170 +2,33 @@
 
 from __future__ import annotations
 
-import re
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import attrs
-import h11
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.logger import LogEvent, globalLogPublisher
 
 from twisted_proxy.web import channel as channel_module
 from twisted_proxy.web import request as request_module
 from twisted_proxy.web.channel import LINGER, MAX_HEADER_BYTES, MAX_PIPELINED_BYTES
 from twisted_proxy.web.request import LARGE_BODY, MemoryBody
 
-from .memory import LAST_CHUNK, STREAM_HEAD, Answer, Client, InMemoryProxy, captured, chunk, read_answer
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-READ_TIMEOUT = 10.0
-IDLE_TIMEOUT = 100.0
-GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"
-POST = b"POST /v1/files HTTP/1.1\r\nHost: x\r\n"
-PAGE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-@contextmanager
-def listening() -> Iterator[list[LogEvent]]:
-    """What is logged meanwhile; for tests that hypothesis runs many times."""
-    kept: list[LogEvent] = []
-    keep: Any = kept.append
-    globalLogPublisher.addObserver(keep)
-    try:
-        yield kept
-    finally:
-        globalLogPublisher.removeObserver(keep)
-
-
-def answers_in(data: bytes, *, closed: bool, methods: Sequence[str] = ()) -> list[Answer]:
-    """All answers of a connection, in order; the last one may be incomplete."""
-    found: list[Answer] = []
-    while data:
-        method = methods[len(found)] if len(found) < len(methods) else "POST"
-        answer = read_answer(data, method=method, closed=closed)
-        found.append(answer)
-        data = answer.rest
-        assert answer.outcome == "complete" or not data
-    return found
-
-
-@attrs.frozen
-class Forwarded:
-    """One request as the upstream received it, read by h11."""
-
-    method: bytes
-    target: bytes
-    fields: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-class Upstreams:
-    """Answers each request as soon as it is whole."""
-
-    def __init__(self, proxy: InMemoryProxy) -> None:
-        self._proxy = proxy
-        self._readers: list[tuple[h11.Connection, int]] = []
-        self.forwarded: list[Forwarded] = []
-
-    def answer_all(self) -> None:
-        while self._answer_some():
-            pass
-
-    def _answer_some(self) -> bool:
-        peers = self._proxy.endpoint.peers
-        while len(self._readers) < len(peers):
-            self._readers.append((h11.Connection(h11.SERVER, max_incomplete_event_size=2**20), 0))
-        found = False
-        for number, peer in enumerate(peers):
-            reader, read = self._readers[number]
-            written = peer.written
-            if len(written) > read:
-                reader.receive_data(written[read:])
-                self._readers[number] = (reader, len(written))
-            if reader.their_state is h11.IDLE and (request := reader.next_event()) is not h11.NEED_DATA:
-                assert isinstance(request, h11.Request)
-                self.forwarded.append(self._rest(reader, request))
-                reader.send(h11.Response(status_code=200, headers=[("Content-Length", "2")]))
-                reader.send(h11.Data(data=b"ok"))
-                reader.send(h11.EndOfMessage())
-                reader.start_next_cycle()
-                peer.send(OK)
-                found = True
-        return found
-
-    def _rest(self, reader: h11.Connection, request: h11.Request) -> Forwarded:
-        body = b""
-        while not isinstance(event := reader.next_event(), h11.EndOfMessage):
-            assert isinstance(event, h11.Data)
-            body += bytes(event.data)
-        return Forwarded(request.method, request.target, list(request.headers), body)
-
-
-@attrs.frozen
-class Outcome:
-    """
-    Everything that a client's bytes have caused, up to the last timeout.
-
-    :ivar statuses: of the answers, by themselves and then by the clock.
-    :ivar bodies: of the answers, without what is new each time.
-    :ivar access: the lines, sorted: of pipelined requests the last may be written first.
-    """
-
-    forwarded: list[Forwarded]
-    statuses: list[int]
-    late: list[int]
-    bodies: list[bytes]
-    access: list[str]
-
-
-def exchange(pieces: Sequence[bytes], *, methods: Sequence[str] = (), **options: Any) -> Outcome:
-    """Send these pieces, with an upstream that answers each request at once; then let the clock run."""
-    with listening() as logs:
-        proxy = InMemoryProxy(read_timeout=READ_TIMEOUT, idle_timeout=IDLE_TIMEOUT, **options)
-        upstreams = Upstreams(proxy)
-        client = proxy.client()
-        for piece in pieces:
-            client.send(piece)
-            upstreams.answer_all()
-        before = answers_in(client.written, closed=client.closed_by is not None, methods=methods)
-        proxy.clock.advance(READ_TIMEOUT + 0.1)
-        answers = answers_in(client.written, closed=client.closed_by is not None, methods=methods)
-        assert all(answer.outcome == "complete" for answer in answers)
-        assert proxy.in_flight == 0
-        proxy.clock.advance(IDLE_TIMEOUT)
-        proxy.clock.advance(LINGER)
-        assert client.closed_by is not None
-        proxy.pump()
-        for peer in proxy.endpoint.peers:
-            peer.finish()
-        assert proxy.clock.getDelayedCalls() == []
-        assert proxy.site.channels == set()
-    access = sorted(
-        " ".join(part for part in line.split(" ") if part.startswith(("method=", "path=", "status=", "verdict=")))
-        for line in captured(logs, "access")
-    )
-    return Outcome(
-        upstreams.forwarded,
-        [answer.status for answer in before],
-        [answer.status for answer in answers[len(before) :]],
-        [stable(answer.body) for answer in answers],
-        access,
-    )
-
-
-def stable(body: bytes) -> bytes:
-    """
-    A body without its request id, and without what an error says beside its type.
-
-    What is wrong with a line may be told sooner, and so in other words, where it comes in pieces.
-    """
-    return re.sub(rb'"request_id":"\w+"', b"", re.sub(rb'"message":"[^"]*"', b"", body))
+from .exchange import (
+    HEADER_TIMEOUT,
+    IDLE_TIMEOUT,
+    OK,
+    READ_TIMEOUT,
+    Outcome,
+    answers_in,
+    by_h11,
+    exchange,
+    is_beginning,
+    listening,
+    unchanged,
+)
+from .memory import LAST_CHUNK, STREAM_HEAD, Client, InMemoryProxy, captured, chunk
+from .request_table import CHUNKED, EXPECTED, GET, PAGE, PAGE_PASSES, PASSES, POST, field, head_of
 
 
 def splits(raw: bytes) -> list[list[bytes]]:
@@ -179,195 +42,6 @@ def splits(raw: bytes) -> list[list[bytes]]:
 
 
 # One request, and what becomes of it
-
-PASSES, PAGE_PASSES = "forwarded", "a page"
-
-
-def field(line: bytes) -> bytes:
-    return GET + line + b"\r\n\r\n"
-
-
-def head_of(size: int) -> bytes:
-    """A head of so many bytes, without its blank line."""
-    begin = GET + b"X: "
-    return begin + b"y" * (size - len(begin)) + b"\r\n\r\n"
-
-
-EXPECTED: list[tuple[bytes, str | int]] = [
-    # Request lines
-    (GET + b"\r\n", PASSES),
-    (b"GET /v1/models?a=b&c HTTP/1.1\r\nhost:x\r\n\r\n", PASSES),
-    (b"GET /v1/models HTTP/1.0\r\n\r\n", PASSES),
-    (b"GET /v1/models HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", PASSES),
-    (b"PATCH /v1/x HTTP/1.1\r\nHost: x\r\n\r\n", PASSES),
-    (b"M-SEARCH /v1/x HTTP/1.1\r\nHost: x\r\n\r\n", PASSES),
-    (PAGE, PAGE_PASSES),
-    (b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n", 404),
-    (b"GET /v1/models HTTP/1.1\r\n\r\n", 400),
-    (GET + b"Host: y\r\n\r\n", 400),
-    (b"GET /v1/models HTTP/1.2\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/models HTTP/0.9\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/models HTTP/2.0\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/models http/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/models\r\n\r\n", 400),
-    (b"GET /v1/models\r\n", 408),
-    (b"GET  /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/models  HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b" GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/models HTTP/1.1 \r\nHost: x\r\n\r\n", 400),
-    (b"GET\t/v1/models\tHTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/mod els HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"/v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET\r\n\r\n", 400),
-    (b"GET", 408),
-    (b"\x00\r\n\r\n", 400),
-    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 408),
-    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
-    (b"GET /v1/mod\x00els HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/mod\x0bels HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/mod\rels HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/mod\nels HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/mod\x7fels HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/mod\xc3\xa4ls HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET http://x/v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/../x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    (b"CONNECT /v1/x HTTP/1.1\r\nHost: x\r\n\r\n", 405),
-    # Blank lines before it
-    (b"\r\n" + GET + b"\r\n", PASSES),
-    (b"\r\n\r\n" + GET + b"\r\n", 400),
-    (b"\r\n\r\n\r\n" + GET + b"\r\n", 400),
-    (b"\r\n\r\n\r\n", 400),
-    (b"\n" + GET + b"\r\n", 400),
-    (b"\r" + GET + b"\r\n", 400),
-    (b"\r\r\n" + GET + b"\r\n", 400),
-    (b"\r\n\n" + GET + b"\r\n", 400),
-    (b"\r\n\n", 400),
-    (b"\r\n \r\n" + GET + b"\r\n", 400),
-    # Line ends
-    (b"GET /v1/models HTTP/1.1\nHost: x\n\n", 400),
-    (b"GET /v1/models HTTP/1.1\nHost: x\r\n\r\n", 400),
-    (b"GET /v1/models HTTP/1.1\r\nHost: x\n\r\n", 400),
-    (b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\n", 400),
-    (b"GET /v1/models HTTP/1.1\n", 400),
-    (b"GET /v1/models HTTP/1.1\rHost: x\r\r", 408),
-    (b"GET /v1/models HTTP/1.1\r\rHost: x\r\n\r\n", 400),
-    (b"GET /v1/models HTTP/1.1\r\nHost: x\r\r\n\r\n", 400),
-    (GET + b"\r\r\n\r\n", 400),
-    # Fields
-    (field(b"A:b"), PASSES),
-    (field(b"A:"), PASSES),
-    (field(b"A: \t "), PASSES),
-    (field(b"A: \xe4\xf6"), PASSES),
-    (field(b"!#$%&'*+-.^_`|~1: b"), PASSES),
-    (field(b"A: b\r\na: c\r\nA: d"), PASSES),
-    (field(b"A"), 400),
-    (field(b": b"), 400),
-    (field(b"A : b"), 400),
-    (field(b"A\t: b"), 400),
-    (field(b" A: b"), 400),
-    (field(b"A: b\r\n c"), 400),
-    (field(b"A: b\r\n\tc"), 400),
-    (field(b"A: b\r\n "), 400),
-    (b"GET /v1/models HTTP/1.1\r\n Host: x\r\n\r\n", 400),
-    (field(b"A\x00: b"), 400),
-    (field(b"A: b\x00c"), 400),
-    (field(b"A: b\x01c"), 400),
-    (field(b"A: b\x1fc"), 400),
-    (field(b"A: b\x7fc"), 400),
-    (field(b"A: b\rc"), 400),
-    (field(b"A: b\nc"), 400),
-    (field(b"A: b\nC: d"), 400),
-    (field(b"A\xe4: b"), 400),
-    (field(b"A/B: c"), 400),
-    (field(b"\r\n".join([b"x: y"] * 499)), PASSES),
-    (field(b"\r\n".join([b"x: y"] * 500)), 400),
-    (head_of(MAX_HEADER_BYTES), PASSES),
-    (head_of(MAX_HEADER_BYTES + 1), 431),
-    (head_of(MAX_HEADER_BYTES)[:-1], 408),
-    (head_of(MAX_HEADER_BYTES + 1)[:-1], 431),
-    (b"\r\n" + head_of(MAX_HEADER_BYTES), PASSES),
-    (b"GET /v1/" + b"a" * MAX_HEADER_BYTES, 431),
-    (b"\r" * (MAX_HEADER_BYTES + 4), 431),
-    # Lengths
-    (POST + b"Content-Length: 5\r\n\r\nhello", PASSES),
-    (POST + b"Content-Length: 005\r\n\r\nhello", PASSES),
-    (POST + b"content-length:5\t\r\n\r\n\r\n\r\n\r", PASSES),
-    (POST + b"Content-Length: 0\r\n\r\n", PASSES),
-    (POST + b"Content-Length: 5\r\n\r\nhell", 408),
-    (POST + b"Content-Length: 5\r\n\r\n", 408),
-    (POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 400),
-    (POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400),
-    (POST + b"Content-Length: 5, 5\r\n\r\nhello", 400),
-    (POST + b"Content-Length: +5\r\n\r\nhello", 400),
-    (POST + b"Content-Length: -5\r\n\r\nhello", 400),
-    (POST + b"Content-Length: 0x5\r\n\r\nhello", 400),
-    (POST + b"Content-Length: 5_0\r\n\r\nhello", 400),
-    (POST + b"Content-Length: \xb2\r\n\r\nhello", 400),
-    (POST + b"Content-Length:\r\n\r\nhello", 400),
-    (POST + b"Content-Length: " + b"9" * 18 + b"\r\n\r\n", 413),
-    (POST + b"Content-Length: " + b"9" * 19 + b"\r\n\r\n", 400),
-    (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
-    (POST + b"Content-Length: 1001\r\n\r\n", 413),
-    (POST + b"Expect: 100-continue\r\nContent-Length: 1001\r\n\r\n", 413),
-    (POST + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000, PASSES),
-    (b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n", 413),
-    (b"POST http://x/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n", 413),
-    (b"POST /v1/x HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello", PASSES),
-    # Codings
-    (POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400),
-    (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
-    (POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
-    (POST + b"Transfer-Encoding: identity\r\n\r\n", 400),
-    (POST + b"Transfer-Encoding: \r\n\r\n", 400),
-    (POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n", 400),
-    (POST + b"Transfer-Encoding\r\n\r\n", 400),
-    (POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n", 400),
-    (b"POST /v1/x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    (POST + b"transfer-encoding:\tChunked \r\n\r\n0\r\n\r\n", PASSES),
-    # Chunks
-    (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", PASSES),
-    (CHUNKED + b"005\r\nhello\r\n1\r\n!\r\n000\r\n\r\n", PASSES),
-    (CHUNKED + b"a\r\n0123456789\r\nA\r\n\r\n\r\n\r\n\r\n\r\n\r\n0\r\n\r\n", PASSES),
-    (CHUNKED + b'5;a;b=c;d="e;f"\r\nhello\r\n0;last\r\n\r\n', PASSES),
-    (CHUNKED + b"5\r\nhello\r\n0\r\nA: b\r\nC: d\r\n\r\n", PASSES),
-    (CHUNKED + b"5\r\nhello\r\n0\r\nA: b\r\n", 408),
-    (CHUNKED + b"5\r\nhello\r\n0\r\n", 408),
-    (CHUNKED + b"5\r\nhello\r\n", 408),
-    (CHUNKED, 408),
-    (CHUNKED + b"5\r\nhello!\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"5\r\nhell\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"5\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"5\r\nhello\n0\r\n\r\n", 400),
-    (CHUNKED + b"5 \r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b" 5\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"+5\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"0x5\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"1_0\r\n0123456789abcdef\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b";a\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"5;a\x00\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"5;a\nb\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"5;" + b"a" * 2000 + b"\r\nhello\r\n0\r\n\r\n", 400),
-    (CHUNKED + b"f" * 30 + b"\r\n" + b"x" * 900, 408),
-    (CHUNKED + b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n", 413),
-    (CHUNKED + b"1\r\nx\r\n" * 1001 + b"0\r\n\r\n", 413),
-    (CHUNKED + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n", PASSES),
-    (CHUNKED + b"0\r\nA b: c\r\n\r\n", 400),
-    (CHUNKED + b"0\r\nA : b\r\n\r\n", 400),
-    (CHUNKED + b"0\r\nA: b\r\n c\r\n\r\n", 400),
-    (CHUNKED + b"0\r\nA: b\nGET /v1/x HTTP/1.1\r\n\r\n", 400),
-    (CHUNKED + b"0\r\nA: b\x00\r\n\r\n", 400),
-    (CHUNKED + b"0\r\nA\r\n\r\n", 400),
-    (CHUNKED + b"0\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", 400),
-    # Nothing
-    (b"\r\n", "silence"),
-    (b"", "silence"),
-]
 
 
 @pytest.mark.parametrize("number", range(len(EXPECTED)))
@@ -429,34 +103,6 @@ def test_a_refusal_is_an_envelope_and_closes() -> None:
 # Beside h11
 
 
-def by_h11(raw: bytes) -> list[Forwarded] | None:
-    """The requests as h11's server reads them; ``None`` where it refuses any, or waits for more."""
-    reader = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
-    reader.receive_data(raw)
-    found: list[Forwarded] = []
-    try:
-        while (request := reader.next_event()) is not h11.NEED_DATA:
-            if not isinstance(request, h11.Request):
-                return None
-            body = b""
-            while not isinstance(event := reader.next_event(), h11.EndOfMessage):
-                if not isinstance(event, h11.Data):
-                    return None
-                body += bytes(event.data)
-            found.append(Forwarded(request.method, request.target, list(request.headers), body))
-            reader.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
-            reader.send(h11.EndOfMessage())
-            if reader.our_state is not h11.DONE or reader.their_state is not h11.DONE:
-                return found
-            reader.start_next_cycle()
-    except h11.RemoteProtocolError:
-        return None
-    return found if reader.trailing_data[0] == b"" else None
-
-
-CHANGED = {b"host", b"content-length", b"transfer-encoding", b"accept-encoding", b"connection", b"anthropic-version"}
-"""Fields of which the upstream gets others."""
-
 body_text = st.binary(max_size=12)
 extra_fields = st.lists(st.sampled_from([b"A: b", b"a:c", b"X-Y: z ", b"Accept: */*", b"Expect: 100-continue"]))
 
@@ -483,11 +129,6 @@ def requests(draw: st.DrawFn) -> bytes:
     )
     trailer = draw(st.sampled_from([b"", b"", b"T: u\r\n"]))
     return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + trailer + b"\r\n"
-
-
-def unchanged(request: Forwarded) -> Forwarded:
-    fields = sorted(item for item in request.fields if item[0] not in CHANGED | {b"expect"})
-    return attrs.evolve(request, fields=fields)
 
 
 @settings(deadline=None, max_examples=100)
@@ -530,38 +171,7 @@ def test_nothing_is_forwarded_that_h11_does_not_read(
 ) -> None:
     """Whatever is forwarded is a beginning of what h11 reads: never another request, never one more."""
     raw = noisy(b"".join(raws), mutations)
-    reader = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
-    # RFC 9112 §2.2 has a server ignore a blank line before each request; h11 does not.
-    reader.receive_data(raw)
-    theirs: list[Forwarded] = []
-    try:
-        while isinstance(request := next_request(reader), h11.Request):
-            body = b""
-            while not isinstance(event := reader.next_event(), h11.EndOfMessage):
-                if not isinstance(event, h11.Data):
-                    break
-                body += bytes(event.data)
-            if not isinstance(event, h11.EndOfMessage):
-                break
-            theirs.append(Forwarded(request.method, request.target, list(request.headers), body))
-            reader.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
-            reader.send(h11.EndOfMessage())
-            if reader.our_state is not h11.DONE or reader.their_state is not h11.DONE:
-                break
-            reader.start_next_cycle()
-    except h11.RemoteProtocolError:
-        pass
-    expected = [unchanged(request) for request in theirs if re.match(rb"/(v1|api)([/?]|$)", request.target)]
-    ours = [unchanged(request) for request in exchange([raw]).forwarded]
-    assert ours == expected[: len(ours)]
-
-
-def next_request(reader: h11.Connection) -> object:
-    """The next request, a blank line before it ignored."""
-    rest = reader.trailing_data[0]
-    if rest.startswith(b"\r\n"):
-        del reader._receive_buffer._data[:2]
-    return reader.next_event()
+    assert is_beginning(exchange([raw]).forwarded, raw)
 
 
 @st.composite
@@ -806,23 +416,36 @@ def timers(proxy: InMemoryProxy) -> list[float]:
 
 @pytest.mark.parametrize("idle", [IDLE_TIMEOUT, 0.0])
 @pytest.mark.parametrize("read", [READ_TIMEOUT, 0.0])
-def test_which_timeout_is_armed(idle: float, read: float) -> None:
-    """Idle: the idle one; receiving: the read one, anew with each byte; waiting for the answer: none. 0 is none."""
-    proxy = InMemoryProxy(read_timeout=read, idle_timeout=idle)
+@pytest.mark.parametrize("header", [HEADER_TIMEOUT, 0.0])
+def test_which_timeout_is_armed(idle: float, read: float, header: float) -> None:
+    """
+    Idle: the idle one. In a head: the header one, from its first byte on, or the read one if that is shorter.
+
+    In a body: the read one, anew with each byte. Waiting for the answer: none. 0 is none.
+    """
+    proxy = InMemoryProxy(read_timeout=read, idle_timeout=idle, header_timeout=header)
     client = proxy.client()
+    whole = min(header or 1000.0, read or 1000.0)
+    head = POST + b"Content-Length: 3\r\n\r\n"
     for _ in range(3):
         assert channel_timer(client) == (idle or None)
-        for byte in (POST + b"Content-Length: 3\r\n\r\nab").decode():
-            proxy.clock.advance(1)
-            client.send(byte.encode())
+        for at in range(len(head) - 1):
+            client.send(head[at : at + 1])
+            left = whole - 0.0625 * at
+            assert channel_timer(client) == (left if header or read else None)
+            assert client.channel.busy
+            proxy.clock.advance(0.0625)
+        for byte in (b"\n", b"a", b"b"):
+            client.send(byte)
             assert channel_timer(client) == (read or None)
             assert client.channel.busy
+            proxy.clock.advance(1)
         client.send(b"c")
         assert channel_timer(client) is None
         client.send(b"P")
         assert channel_timer(client) is None
         proxy.upstream.send(OK)
-        assert channel_timer(client) == (read or None)
+        assert channel_timer(client) == (whole if header or read else None)
         client.send(CHUNKED[1:] + b"1\r\nx\r\n0\r\n")
         assert channel_timer(client) == (read or None)
         client.send(b"\r\n")
@@ -850,7 +473,7 @@ def test_a_blank_line_alone_is_no_request(pieces: list[bytes]) -> None:
             proxy.clock.advance(1)
             client.send(piece)
         assert not client.channel.busy
-        assert channel_timer(client) == IDLE_TIMEOUT
+        assert channel_timer(client) in (IDLE_TIMEOUT, IDLE_TIMEOUT - 1)
         client.send(PAGE)
         assert client.written.count(b"HTTP/1.1 200 OK") == 1 + bool(before)
         proxy.clock.advance(IDLE_TIMEOUT)

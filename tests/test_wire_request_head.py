@@ -60,7 +60,7 @@ def by_h11(block: bytes) -> RequestHead | None:
         (b"GET / HTTP/1.0", (b"GET", b"/", b"HTTP/1.0", [], 0)),
         (lines(b"get /a?b#c HTTP/1.1", b"hOsT:x"), (b"get", b"/a?b#c", b"HTTP/1.1", [(b"hOsT", b"x")], 0)),
         (lines(b"OPTIONS * HTTP/1.1", b"Host: x"), (b"OPTIONS", b"*", b"HTTP/1.1", [HOST], 0)),
-        (lines(b"X http://y/ HTTP/1.1", b"Host:"), (b"X", b"http://y/", b"HTTP/1.1", [(b"Host", b"")], 0)),
+        (lines(b"X http://y/ HTTP/1.1", b"Host: y:80"), (b"X", b"http://y/", b"HTTP/1.1", [(b"Host", b"y:80")], 0)),
         (post(b"A: 1", b"a: 2", b"A: 1"), [HOST, (b"A", b"1"), (b"a", b"2"), (b"A", b"1")]),
         (post(b"A:\t \tb\tc  d \t "), [HOST, (b"A", b"b\tc  d")]),
         (post(b"A:", b"B: \t", b"C: :"), [HOST, (b"A", b""), (b"B", b""), (b"C", b":")]),

@@ -7,7 +7,7 @@ Nothing here imports Twisted. `settings.SETTINGS` is the table that everything e
 from __future__ import annotations
 
 from twisted_proxy.config.loading import ConfigError, Effective, Loaded, Shown, load
-from twisted_proxy.config.model import Config, ProviderConfig, RecordConfig, SubagentConfig
+from twisted_proxy.config.model import Config, DashboardConfig, ProviderConfig, RecordConfig, SubagentConfig
 from twisted_proxy.config.routes import Match, RouteRule
 from twisted_proxy.config.settings import SETTINGS, Setting, describe
 from twisted_proxy.config.sources import Problem, read_arguments
@@ -17,6 +17,7 @@ __all__ = [
     "SETTINGS",
     "Config",
     "ConfigError",
+    "DashboardConfig",
     "Effective",
     "Keep",
     "Loaded",

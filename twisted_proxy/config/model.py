@@ -62,7 +62,7 @@ class ProviderConfig:
 
     @property
     def has_own_url(self) -> bool:
-        """Whether it is another server than that of the company which `kind` names: it may want keys of its own, or none."""
+        """Whether it is another server than that of the company which `kind` names: it may want no key, or its own."""
         return self.base_url != DEFAULT_URLS[self.kind]
 
 
@@ -109,6 +109,26 @@ class RecordConfig:
 
 
 @attrs.frozen(kw_only=True)
+class DashboardConfig:
+    """The dashboard, and who may look. An empty text is as good as `None`.
+
+    Without password and token, only who asks directly from this host may look.
+    """
+
+    password: str | None = checked(values.PASSWORD, None, secret=True)
+    """The password itself, or its hash (`config.passwords`)."""
+
+    token: str | None = checked(values.TOKEN, None, secret=True)
+    """For scripts: ``Authorization: Bearer``."""
+
+    listen: tuple[str, ...] = checked(values.ENDPOINT, ())
+    """Twisted endpoint strings; with any, the dashboard is there and nowhere else."""
+
+    projects_dir: str | None = checked(values.DIRECTORY, None)
+    """Where Claude Code keeps its transcripts. `None`: ``projects`` in its directory, ``~/.claude`` as a rule."""
+
+
+@attrs.frozen(kw_only=True)
 class SubagentConfig:
     """Agents whose requests ask another model than the one that their client names."""
 
@@ -142,8 +162,11 @@ class Config:
     listen: tuple[str, ...] = checked(values.ENDPOINT, (values.tcp_endpoint(DEFAULT_HOST, DEFAULT_PORT),))
     """Twisted endpoint strings."""
 
+    header_timeout: float = checked(values.SECONDS, 15.0)
+    """The headers of a request, from their first byte to their last. 0: no limit but the next one."""
+
     read_timeout: float = checked(values.SECONDS, 600.0)
-    """A whole request, from its first byte to its last. 0: no limit."""
+    """Silence in the middle of a request, and the whole of one that comes in drops. 0: no limit."""
 
     write_timeout: float = checked(values.SECONDS, 600.0)
     """No progress towards a client that has something to receive. 0: no limit."""
@@ -156,6 +179,18 @@ class Config:
 
     max_message_bytes: int = checked(values.SIZE, 32 * 2**20)
     """Of a request to ``/v1/messages``. ``MAX_BODY_BYTES``, where it is set, sets this too."""
+
+    max_bodies_bytes: int = checked(values.SIZE, 2**30)
+    """Of all request bodies in memory. One that is alone may be larger."""
+
+    max_connections: int = checked(values.COUNT, 0)
+    """Of clients. 0: what the limit of descriptors allows."""
+
+    limit_concurrent: int = checked(values.COUNT, 0)
+    """Requests of one credential in flight. 0: no limit."""
+
+    limit_requests_per_minute: int = checked(values.COUNT, 0)
+    """Requests of one credential in any 60 seconds. 0: no limit."""
 
     max_response_bytes: int = checked(values.SIZE, 64 * 2**20)
     """Of an answer that is folded into one message."""
@@ -194,6 +229,10 @@ class Config:
     )
 
     record: RecordConfig = attrs.field(factory=RecordConfig, validator=attrs.validators.instance_of(RecordConfig))
+
+    dashboard: DashboardConfig = attrs.field(
+        factory=DashboardConfig, validator=attrs.validators.instance_of(DashboardConfig)
+    )
 
     @property
     def providers(self) -> dict[str, ProviderConfig]:

@@ -87,8 +87,11 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
           default="from PORT and HOST"),
     )),
     ("Limits towards clients", (
+        S("HEADER_TIMEOUT", "server.timeouts.header", V.SECONDS, ("header_timeout",),
+          "the headers of a request must be here so long after their first byte; beyond: 408; 0: READ_TIMEOUT alone"),
         S("READ_TIMEOUT", "server.timeouts.read", V.SECONDS, ("read_timeout",),
-          "a whole request must have arrived in this time; 0: no limit"),
+          "a request that brings nothing for so long, or takes longer with less than 16 KiB/s, is answered 408; "
+          "0: no limit"),
         S("WRITE_TIMEOUT", "server.timeouts.write", V.SECONDS, ("write_timeout",),
           "a client that takes nothing for so long, with something to receive, is cut; 0: no limit"),
         S("IDLE_TIMEOUT", "server.timeouts.idle", V.SECONDS, ("idle_timeout",),
@@ -96,6 +99,15 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         S("MAX_BODY_BYTES", "server.max_body_bytes", V.SIZE, ("max_body_bytes", "max_message_bytes"),
           "largest request body; beyond: 413, before the body is read; where set, for messages too",
           default="512MiB; 32MiB on messages"),
+        S("MAX_BODIES_BYTES", "server.max_bodies_bytes", V.SIZE, ("max_bodies_bytes",),
+          "memory for all request bodies together; beyond: 529 with Retry-After; one that is alone always fits"),
+        S("MAX_CONNECTIONS", "server.max_connections", V.COUNT, ("max_connections",),
+          "connections of clients; beyond: 503 with Retry-After, but for /health, /livez and /metrics; 0: what the "
+          "limit of descriptors allows, at most 16384"),
+        S("LIMIT_CONCURRENT", "server.limits.concurrent", V.COUNT, ("limit_concurrent",),
+          "requests of one credential at a time; beyond: 429 with Retry-After; 0: no limit"),
+        S("LIMIT_REQUESTS_PER_MINUTE", "server.limits.requests_per_minute", V.COUNT, ("limit_requests_per_minute",),
+          "requests of one credential within a minute; beyond: 429 with Retry-After; 0: no limit"),
     )),
     ("Anthropic", (
         S("ANTHROPIC_FORWARD_URL", "providers.anthropic.base_url", V.BASE_URL, ("anthropic.base_url",),
@@ -161,6 +173,19 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         S("CREDENTIAL_KEY", "storage.credential_key", V.KEY, ("record.credential_key",),
           "key of the hashes that stand for credentials; where several hosts share a database, give all the same",
           secret=True, default="random, in the spool directory"),
+    )),
+    ("Dashboard", (
+        S("DASHBOARD_PASSWORD", "dashboard.password", V.PASSWORD, ("dashboard.password",),
+          "who knows it may look and change; the password, or its hash from claude-proxy hash-password", secret=True),
+        S("DASHBOARD_TOKEN", "dashboard.token", V.TOKEN, ("dashboard.token",),
+          "for scripts, as Authorization: Bearer; without it and a password, only who asks directly from this host "
+          "may look", secret=True),
+        S("DASHBOARD_LISTEN", "dashboard.listen", V.ENDPOINT, ("dashboard.listen",),
+          "endpoint strings of a listener of its own for page and API, which then are at no other",
+          default="where LISTEN is"),
+        S("CLAUDE_PROJECTS_DIR", "dashboard.projects_dir", V.DIRECTORY, ("dashboard.projects_dir",),
+          "directory of Claude Code's own transcripts, which are shown beside the recorded conversations",
+          default="~/.claude/projects"),
     )),
     ("Stopping", (
         S("DRAIN_TIMEOUT", "server.drain.timeout", V.SECONDS, ("drain_timeout",),

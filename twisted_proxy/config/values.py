@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
+from twisted_proxy.config import passwords
+
 T = TypeVar("T")
 
 # epoll_wait(2) takes its timeout as a C int of milliseconds: a timer more than 24.8 days away, with none
@@ -258,6 +260,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
 
 RETRIES = Kind(parse=whole(0, 100), allowed="a whole number from 0 to 100", metavar="COUNT")
+COUNT = Kind(parse=whole(0, 1_000_000), allowed="a whole number from 0 to 1000000", metavar="COUNT")
 parse_port = whole(0, 65535)
 PORT = Kind(parse=parse_port, allowed="a whole number from 0 to 65535 (0: any free port)", metavar="PORT")
 
@@ -452,6 +455,42 @@ def parse_key(value: object) -> str:
 
 KEY = Kind(parse=parse_key, allowed="16 to 1024 printable ASCII characters", metavar="KEY", quote=_nothing)
 
+
+def parse_password(value: object) -> str:
+    """A password, or the hash of one (`config.passwords`)."""
+    text = as_text(value)
+    if text.startswith(passwords.PREFIX):
+        passwords.Hashed.parse(text)
+    elif not text.isprintable():
+        raise ValueError("holds a character that is not printable")
+    elif not 8 <= len(text) <= 1024:
+        raise ValueError("is too short or too long")
+    return text
+
+
+PASSWORD = Kind(
+    parse=parse_password,
+    allowed="8 to 1024 printable characters, or what claude-proxy hash-password printed",
+    metavar="PASSWORD",
+    quote=_nothing,
+)
+
+
+def parse_token(value: object) -> str:
+    """What stands behind ``Bearer`` (RFC 6750 §2.1)."""
+    text = as_text(value)
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,1024}=*", text):
+        raise ValueError("is not a token")
+    return text
+
+
+TOKEN = Kind(
+    parse=parse_token,
+    allowed="16 to 1024 letters, digits and -._~+/",
+    metavar="TOKEN",
+    quote=_nothing,
+)
+
 # -- providers and routes ------------------------------------------------------------------------------------
 
 
@@ -594,6 +633,20 @@ MAPPING = Kind(
 def tcp_endpoint(host: str, port: int) -> str:
     """The Twisted endpoint string that listens on ``host`` and ``port``: colons of an address are escaped."""
     return f"tcp:{port}:interface={_escape(host)}"
+
+
+def endpoint_url(endpoint: str) -> str | None:
+    """Where somebody on this host finds what listens at ``endpoint``, or `None` where no URL can say that."""
+    kind, _, rest = endpoint.partition(":")
+    if kind not in ("tcp", "ssl"):
+        return None
+    positional, named = _arguments(rest)
+    port = int(positional[0] if positional else named["port"])
+    if port == 0:
+        return None
+    host = named.get("interface", "")
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (it is compared)
+    return f"{'https' if kind == 'ssl' else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _escape(text: str) -> str:

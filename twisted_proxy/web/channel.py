@@ -1,12 +1,13 @@
 """
 The site: its connections, and how requests are read from them.
 
-What cannot be parsed, takes too long or is too large is answered in Anthropic's envelope; then the connection is
+What cannot be parsed, takes too long or is too large is answered in its API's envelope; then the connection is
 closed in a way that lets the client read the answer although it is still sending.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, ITransport
 from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.http_headers import Headers
@@ -23,15 +25,24 @@ from ..relay.fields import headers_of
 from ..relay.flight import Verdict
 from ..relay.transports import abort, unsent_bytes, write_now
 from ..runtime import Waiters
-from ..wire import errors, request_head
+from ..wire import request_head
 from ..wire.headers import connection_options
 from ..wire.http1 import ProtocolError, parse_fields
-from .answers import REQUEST_ID, SERVER, reason_phrase
+from .answers import REQUEST_ID, SERVER, error_body, is_openai_path, reason_phrase
 from .front import Front
+from .limits import RETRY_SOON, Hold, Refusal, Room
 from .request import ProxyRequest
+
+log = Logger()
 
 MAX_HEADER_BYTES = 64 * 1024
 """Request line and header block. Claude Code's headers can pass Twisted's 16 KiB."""
+
+MAX_TARGET_BYTES = 8 * 1024
+"""The request target."""
+
+MAX_REQUEST_LINE_BYTES = MAX_TARGET_BYTES + 256
+"""The request line: beside the target, a method and a version."""
 
 MAX_PIPELINED_BYTES = 1024 * 1024
 """What a client may send before its last request is answered. Who sends more is cut off."""
@@ -39,18 +50,46 @@ MAX_PIPELINED_BYTES = 1024 * 1024
 LINGER = 10.0
 """Seconds that a refused client may go on sending before the connection is closed under it (RFC 9112 §9.6)."""
 
+MIN_BODY_RATE = 16 * 1024
+"""Bytes a second with which a body may take longer than `READ_TIMEOUT`: drops do not keep a connection."""
+
+GUEST_PATIENCE = 5.0
+"""Seconds in which a client for whom there is no room may say that it only asks how the process is."""
+
+COMPLAIN_EVERY = 10.0
+"""Seconds between two lines that say how many connections were turned away."""
+
 LOOK_EVERY = 0.25
 """Seconds between two looks at a connection that has something to be sent, or waits for TLS to close."""
 
+MAX_TARGET_SHOWN = 1024
+"""Bytes at the beginning of a refused head in which its path is looked for."""
+
 CHUNKS_AT_ONCE = 64 * 1024
 """So many bytes of a chunked body are decoded in one go: what is not of it is copied."""
+
+
+class _Phase(enum.Enum):
+    """What is expected of the client."""
+
+    IDLE = enum.auto()
+    """Nothing: it has no request under way, or waits for the answer."""
+    HEAD = enum.auto()
+    BODY = enum.auto()
+
+
+# Looked at for each piece.
+_IDLE, _HEAD, _BODY = _Phase
 
 
 class Channel(http.HTTPChannel):
     """
     One client's connection.
 
-    idle → receiving → handling → (idle | closing); or receiving → lingering, when it was refused.
+    idle → head → body → handling → (idle | closing); or head or body → lingering, when it was refused.
+
+    :ivar is_guest: whether it is one more than there is room for: it is told so, unless it asks for a page that says
+        how the process is.
     """
 
     site: ProxySite
@@ -73,9 +112,13 @@ class Channel(http.HTTPChannel):
         self._host: IAddress | None = None
         self._head = b""
         self._pipelined = 0
+        self._pipelined_hold: Hold | None = None
         self._lingering = False
         self._closed = False
-        self._receiving = False
+        self._phase = _IDLE
+        self._body_began = 0.0
+        self._body_bytes = 0
+        self.is_guest = False
         self._watch: IDelayedCall | None = None
         self._unsent = 0
         self._moved_at = 0.0
@@ -83,15 +126,20 @@ class Channel(http.HTTPChannel):
     # Twisted calls these
 
     def connectionMade(self) -> None:
-        self.site.channels.add(self)
         self.timeOut = self.site.front.config.idle_timeout or None
+        self.site.channel_made(self)
         super().connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
         if self._lingering or self._closed:
             # TLS goes on reading after it was told to close: nobody could be answered.
             return
-        self.resetTimeout()
+        if self._phase is _BODY:
+            self._body_bytes += len(data)
+            if self._is_dripping():
+                self._too_slow()
+                return
+            self.resetTimeout()
         if not self._unread:
             self._unread = data
         else:
@@ -113,12 +161,39 @@ class Channel(http.HTTPChannel):
         if self._position:
             # What remains came with this piece: nothing is moved here again for each piece.
             self._unread, self._position = self._unread[self._position :], 0
-        receiving = not self._handlingRequest and (bool(self._unread) or self._transferDecoder is not None)
-        if receiving != self._receiving and not self._lingering:
-            # It may have begun with the first half of a blank line, which is no request.
-            self._receiving = receiving
-            config = self.site.front.config
-            self.setTimeout((config.read_timeout if receiving else config.idle_timeout) or None)
+        if self._handlingRequest:
+            return
+        # A head may have begun with the first half of a blank line, which is no request.
+        phase = _BODY if self._transferDecoder is not None else _HEAD if self._unread else _IDLE
+        if phase is not self._phase and not self._lingering:
+            self._enter(phase)
+
+    def _enter(self, phase: _Phase) -> None:
+        self._phase = phase
+        if self.is_guest:
+            # Has one time for all.
+            return
+        config = self.site.front.config
+        if phase is _HEAD:
+            self.setTimeout(self._head_timeout or None)
+        elif phase is _BODY:
+            self._body_began, self._body_bytes = self.site.front.clock.seconds(), 0
+            self.setTimeout(config.read_timeout or None)
+        else:
+            self.setTimeout(config.idle_timeout or None)
+
+    @property
+    def _head_timeout(self) -> float:
+        """Seconds for a head. It belongs to the request, whose time may be shorter. 0: no limit."""
+        config = self.site.front.config
+        return min(filter(None, (config.header_timeout, config.read_timeout)), default=0.0)
+
+    def _is_dripping(self) -> bool:
+        """Whether the body has taken too long, however often a bit of it came."""
+        patience = self.site.front.config.read_timeout
+        if not patience:
+            return False
+        return self.site.front.clock.seconds() - self._body_began > patience + self._body_bytes / MIN_BODY_RATE
 
     def _next_piece(self) -> bytes:
         """What comes next, to be read by others; of a body, not much beyond its end, which they would copy."""
@@ -144,6 +219,11 @@ class Channel(http.HTTPChannel):
         begin = self._position
         searched = begin + self._searched
         end = unread.find(b"\r\n\r\n", max(begin, searched - 3))
+        # Looked at once for a head, when it has become as long.
+        is_long = self._searched <= MAX_REQUEST_LINE_BYTES < len(unread) - begin
+        if is_long and unread.find(b"\n", begin, begin + MAX_REQUEST_LINE_BYTES) < 0:
+            self._target_too_long()
+            return False
         # Where the end is not here, up to three bytes of the blank line may be.
         if (len(unread) - 3 if end < 0 else end) - begin > MAX_HEADER_BYTES:
             self._headers_too_large()
@@ -159,7 +239,12 @@ class Channel(http.HTTPChannel):
         try:
             head = request_head.parse(bytes(unread[begin:end]))
         except ProtocolError as fault:
+            self._position = begin
             self._bad_request(str(fault))
+            return False
+        if len(head.target) > MAX_TARGET_BYTES:
+            self._position = begin
+            self._target_too_long()
             return False
         request.requestHeaders = headers_of(head.fields)
         self._command, self._path, self._version = head.method, head.target, head.version
@@ -189,7 +274,7 @@ class Channel(http.HTTPChannel):
         self.persistent = self.checkPersistence(request, self._version)
         refusal = request.headers_received(self._command, self._path, self.length)
         if refusal is not None:
-            self.refuse(*refusal)
+            self.refuse(refusal)
             return
         request.gotLength(self.length)
         expected = request.requestHeaders.getRawHeaders(b"Expect", [])
@@ -204,7 +289,9 @@ class Channel(http.HTTPChannel):
             return
         # Twisted stops reading when too much was pipelined, and so would not see the client leave.
         self._pipelined += len(data)
-        if self._pipelined > MAX_PIPELINED_BYTES:
+        if self._pipelined_hold is None:
+            self._pipelined_hold = Hold(self.site.front.bodies)
+        if not self._pipelined_hold.grow(len(data)) or self._pipelined > MAX_PIPELINED_BYTES:
             self.abort()
         else:
             self._dataBuffer.append(data)
@@ -224,8 +311,9 @@ class Channel(http.HTTPChannel):
 
     def allContentReceived(self) -> None:
         if not self._lingering:
-            self._receiving = False
+            self._phase = _IDLE
             self._pipelined = 0
+            self._release_pipelined()
             self.setTimeout(None)
             # Twisted keeps this aside, and sets it anew when the request is done.
             self.timeOut = self.site.front.config.idle_timeout or None
@@ -234,7 +322,8 @@ class Channel(http.HTTPChannel):
     def checkPersistence(self, request: ProxyRequest, version: bytes) -> bool:
         options = connection_options(request.requestHeaders.getRawHeaders(b"Connection", []))
         # A balancer that keeps connections must not put the next request on a process that goes away.
-        if version == b"HTTP/1.1" and b"close" not in options and not self.site.front.drain.draining:
+        leaving = self.is_guest or self.site.front.drain.draining
+        if version == b"HTTP/1.1" and b"close" not in options and not leaving:
             return True
         request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         return False
@@ -276,6 +365,7 @@ class Channel(http.HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._stop_watching()
+        self._release_pipelined()
         super().connectionLost(reason)
         if not unsent_bytes(self.transport):
             self._tell(Verdict.COMPLETE)
@@ -284,12 +374,13 @@ class Channel(http.HTTPChannel):
         self.site.channel_lost(self)
 
     def timeoutConnection(self) -> None:
-        if self._receiving:
-            self.refuse(
-                408,
-                "timeout_error",
-                f"No byte of the request came for {self.site.front.config.read_timeout:g} s (READ_TIMEOUT).",
-            )
+        if self.is_guest:
+            self.turn_away()
+        elif self._phase is _HEAD:
+            what = f"The request's headers were not here after {self._head_timeout:g} s (HEADER_TIMEOUT)."
+            self.refuse(Refusal(408, "timeout_error", what))
+        elif self._phase is _BODY:
+            self._too_slow()
         else:
             self.loseConnection()
 
@@ -307,15 +398,30 @@ class Channel(http.HTTPChannel):
     # Ours
 
     def _bad_request(self, why: str) -> None:
-        self.refuse(400, "invalid_request_error", f"This is no valid HTTP/1.1 request: {why}.")
+        self.refuse(Refusal(400, "invalid_request_error", f"This is no valid HTTP/1.1 request: {why}."))
 
     def _headers_too_large(self) -> None:
-        self.refuse(431, "invalid_request_error", f"The request's headers are larger than {MAX_HEADER_BYTES} bytes.")
+        what = f"The request's headers are larger than {MAX_HEADER_BYTES} bytes."
+        self.refuse(Refusal(431, "invalid_request_error", what))
+
+    def _target_too_long(self) -> None:
+        what = f"The request's target (its URL without the host) is longer than {MAX_TARGET_BYTES} bytes."
+        self.refuse(Refusal(414, "invalid_request_error", what))
+
+    def _too_slow(self) -> None:
+        patience = self.site.front.config.read_timeout
+        what = f"The request's body stopped, or dripped, for {patience:g} s (READ_TIMEOUT)."
+        self.refuse(Refusal(408, "timeout_error", what))
+
+    def _release_pipelined(self) -> None:
+        if self._pipelined_hold is not None:
+            self._pipelined_hold.release()
+            self._pipelined_hold = None
 
     @property
     def busy(self) -> bool:
         """Whether a request has begun to arrive and its answer is not written."""
-        return self._receiving or bool(self.requests)
+        return self._phase is not _IDLE or bool(self.requests)
 
     def when_sent(self, act: Callable[[Verdict], None]) -> None:
         """
@@ -334,31 +440,44 @@ class Channel(http.HTTPChannel):
         for act in acts:
             act(verdict)
 
-    def refuse(self, status: int, error_type: str, message: str) -> None:
+    def turn_away(self) -> None:
+        """There is no room, and this guest has said nothing, or all: tell it, and close without waiting."""
+        self.site.guest_gone(self)
+        if self._lingering or self.requests:
+            self.abort()
+            return
+        self._lingering = self._closed = True
+        self.setTimeout(None)
+        refusal, request_id = self.site.full(), self.site.front.new_request_id()
+        status, body = error_body(
+            refusal.status, refusal.error_type, refusal.message, request_id, openai_client=self._asks_openai()
+        )
+        self.transport.write(_whole_answer(status, body, request_id, refusal.retry_after))
+        self.transport.loseConnection()
+        tcp = getattr(self.transport, "transport", None)
+        if tcp is not None:
+            # TLS would wait for a handshake, or for the client's close_notify.
+            tcp.loseConnection()
+
+    def refuse(self, refusal: Refusal) -> None:
         """Answer instead of a resource, while the request may still be arriving, and close."""
         if self._lingering:
             return
         self._lingering = True
-        self._receiving = False
+        self._phase = _IDLE
         self.setTimeout(None)
         if not self.requests:
             # Refused before its head was read; it is logged as any other.
             self.requests.append(self.requestFactory(self, 0))
         request = self.requests[-1]
-        body = errors.envelope(error_type, message, request.request_id)
-        told = b"" if request.method == b"HEAD" else body
-        head = [
-            b"HTTP/1.1 %d %b" % (status, reason_phrase(status)),
-            b"Content-Type: application/json",
-            b"Content-Length: %d" % len(body),
-            b"Server: " + SERVER,
-            REQUEST_ID + b": " + request.request_id.encode("ascii"),
-            b"Connection: close",
-            b"",
-            told,
-        ]
-        self.transport.write(b"\r\n".join(head))
-        request.refused(status, error_type, message, told)
+        openai_client = self._asks_openai() if request.method == b"-" else request.from_openai_client
+        status, error_type, message, retry_after = refusal
+        status, body = error_body(status, error_type, message, request.request_id, openai_client=openai_client)
+        answer = _whole_answer(status, body, request.request_id, retry_after)
+        if request.method == b"HEAD":
+            answer, body = answer[: len(answer) - len(body)], b""
+        self.transport.write(answer)
+        request.refused(status, error_type, message, body)
         # Closing with unread input would reset the connection, and the answer would be lost.
         self._stop_watching()
         self._watch = self.callLater(LINGER, self.abort)
@@ -368,6 +487,11 @@ class Channel(http.HTTPChannel):
             # TLS sends its close_notify, and reads on until the client's.
             self._closed = True
             super().loseConnection()
+
+    def _asks_openai(self) -> bool:
+        """Whether a head that is not read, or cannot be, begins as a request of OpenAI's API does."""
+        words = bytes(self._unread[self._position : self._position + MAX_TARGET_SHOWN]).split(b" ", 2)
+        return len(words) == 3 and is_openai_path(words[1].partition(b"?")[0])
 
     def shut(self) -> None:
         """Close as soon as nothing is lost by it: an idle connection now, a busy one after its answer."""
@@ -417,8 +541,27 @@ class Channel(http.HTTPChannel):
             watch.cancel()
 
 
+def _whole_answer(status: int, body: bytes, request_id: str, retry_after: int | None) -> bytes:
+    """An answer after which the connection is closed."""
+    head = [
+        b"HTTP/1.1 %d %b" % (status, reason_phrase(status)),
+        b"Content-Type: application/json",
+        b"Content-Length: %d" % len(body),
+        b"Server: " + SERVER,
+        REQUEST_ID + b": " + request_id.encode("ascii"),
+        b"Connection: close",
+    ]
+    if retry_after is not None:
+        head.append(b"Retry-After: %d" % retry_after)
+    return b"\r\n".join([*head, b"", body])
+
+
 class ProxySite(server.Site):
-    """The factory of our own listening ports: knows its connections, so that each can be seen out."""
+    """
+    The factory of our own listening ports: knows its connections, so that each can be seen out.
+
+    :ivar turned_away: so many times there was no room for a connection.
+    """
 
     requestFactory = ProxyRequest
     protocol = Channel  # type: ignore[assignment]
@@ -428,6 +571,11 @@ class ProxySite(server.Site):
         super().__init__(resource, reactor=front.clock, parsePOSTFormSubmission=False)
         self.front = front
         self.channels: set[Channel] = set()
+        self.turned_away = 0
+        self._served = 0
+        # The one that has been here longest comes first.
+        self._guests: dict[Channel, None] = {}
+        self._complained_at: float | None = None
         self._empty = Waiters()
 
     def log(self, request: http.Request) -> None:
@@ -436,8 +584,47 @@ class ProxySite(server.Site):
     def acceptableProtocols(self) -> list[bytes]:
         return [b"http/1.1"]
 
+    @property
+    def room(self) -> Room:
+        return Room.of_process(self.front.config.max_connections)
+
+    def channel_made(self, channel: Channel) -> None:
+        """A connection is there. It is a guest where there is no room; of too many of these, the first has to go."""
+        self.channels.add(channel)
+        room = self.room
+        if self._served < room.connections:
+            self._served += 1
+            return
+        channel.is_guest = True
+        channel.timeOut = GUEST_PATIENCE
+        self._guests[channel] = None
+        if len(self._guests) > room.guests:
+            next(iter(self._guests)).turn_away()
+
+    def guest_gone(self, channel: Channel) -> None:
+        self._guests.pop(channel, None)
+
+    def full(self) -> Refusal:
+        """What a guest is told."""
+        self.turned_away += 1
+        now = self.front.clock.seconds()
+        if self._complained_at is None or now - self._complained_at >= COMPLAIN_EVERY:
+            self._complained_at = now
+            log.warn(
+                "all {connections} connections (MAX_CONNECTIONS) are taken; turned away so far: {turned_away}",
+                connections=self.room.connections,
+                turned_away=self.turned_away,
+            )
+        message = "The proxy has as many connections as it may (MAX_CONNECTIONS). Try again soon."
+        return Refusal(503, "overloaded_error", message, RETRY_SOON)
+
     def channel_lost(self, channel: Channel) -> None:
-        self.channels.discard(channel)
+        if channel in self.channels:
+            self.channels.discard(channel)
+            if channel.is_guest:
+                self.guest_gone(channel)
+            else:
+                self._served -= 1
         if not self.channels:
             self._empty.fire()
 

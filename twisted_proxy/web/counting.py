@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twisted.web.http import Request
+from twisted.web.server import NOT_DONE_YET
 
 from ..relay.flight import Flight, Verdict
 from ..wire.target import Target
+from .answers import answer_error, is_openai_path
 from .front import Front
+from .limits import Refusal
 
 Delegate = Callable[[Request, Flight, Target], object]
 
@@ -45,7 +48,25 @@ class Counting:
             # Before delegating: a handler that raises must not strand the count.
             what = (request, flight)
             request.notifyFinish().addCallbacks(self._over, self._gone, callbackArgs=what, errbackArgs=what)
+            refusal = self._front.limit(flight, request.requestHeaders)
+            if refusal is not None:
+                self._refuse(request, flight, refusal)
+                return NOT_DONE_YET
         return self._delegate(request, flight, local)
+
+    def _refuse(self, request: Request, flight: Flight, refusal: Refusal) -> None:
+        flight.verdict = Verdict.REFUSED
+        flight.error = (refusal.error_type, refusal.message)
+        request.responseHeaders.setRawHeaders(b"Retry-After", [b"%d" % (refusal.retry_after or 0)])
+        openai_client = is_openai_path(flight.path.encode("ascii"))
+        answer_error(
+            request,
+            refusal.status,
+            refusal.error_type,
+            refusal.message,
+            flight.request_id,
+            openai_client=openai_client,
+        )
 
     def _over(self, _: object, request: Request, flight: Flight) -> None:
         flight.status = request.code

@@ -19,8 +19,8 @@ from ..relay.flight import Flight, Verdict
 from ..relay.streaming import cut
 from ..relay.transports import chunk
 from ..wire import target
-from .answers import OUR_MISTAKE, REQUEST_ID, answer_error
-from .front import is_proxied
+from .answers import OUR_MISTAKE, REQUEST_ID, answer_error, is_openai_path
+from .limits import Hold, Refusal
 
 if TYPE_CHECKING:
     from .channel import Channel, ProxySite
@@ -30,8 +30,8 @@ log = Logger()
 LARGE_BODY = 1024 * 1024
 """From so many bytes on, a body is put together as it comes."""
 
-UNCOUNTED_PAGES = frozenset({"/health", "/livez"})
-"""Asked every second by balancers: neither counted nor logged."""
+UNCOUNTED_PAGES = frozenset({"/health", "/livez", "/metrics"})
+"""Asked every few seconds by balancers and monitoring systems: neither counted nor logged."""
 
 
 class MemoryBody:
@@ -90,17 +90,23 @@ class ProxyRequest(server.Request):
         self.body: bytes | None = None
         self._local: target.Target | None = None
         self._received = MemoryBody()
+        self._hold = Hold(self.front.bodies)
         self._limit = 0
         self.responseHeaders.setRawHeaders(REQUEST_ID, [self.request_id.encode("ascii")])
 
+    @property
+    def from_openai_client(self) -> bool:
+        """Whether its client speaks OpenAI's API, as far as its path says."""
+        return self._local is not None and is_openai_path(self._local.path)
+
     # The channel's side
 
-    def headers_received(self, method: bytes, raw_target: bytes, length: int | None) -> tuple[int, str, str] | None:
+    def headers_received(self, method: bytes, raw_target: bytes, length: int | None) -> Refusal | None:
         """
         The header block is in; the body is not.
 
         :param length: of the body; ``None`` for chunks.
-        :return: status, error type and message of a refusal; ``None`` to go on.
+        :return: ``None`` to go on.
         """
         self.method, self.uri = method, raw_target
         try:
@@ -109,14 +115,19 @@ class ProxyRequest(server.Request):
             # Rendering says so, to a client that has sent its whole request.
             local = None
         self._local = local
-        if local is not None and is_proxied(local):
+        if self.channel.is_guest and (local is None or local.path.decode("ascii") not in UNCOUNTED_PAGES):
+            return self.channel.site.full()
+        if local is not None and self.front.forwards(local):
             self.flight = self.front.new_flight(
                 method, local, self.request_id, self.requestHeaders, self.channel.getPeer(), self._cut
             )
+            self.flight.body_gone = self._hold.release
         self._limit = self.front.body_limit(local)
         if length is not None and length > self._limit:
             return self._too_large()
-        return None
+        if length and not self.front.bodies.fits(length):
+            return self.front.bodies.refusal()
+        return None if self.flight is None else self.front.limit(self.flight, self.requestHeaders)
 
     def gotLength(self, length: int | None) -> None:
         # Twisted would open a temporary file for a large body.
@@ -125,14 +136,16 @@ class ProxyRequest(server.Request):
     def handleContentChunk(self, data: bytes) -> None:
         size = self._received.append(data)
         if size > self._limit:
-            self.channel.refuse(*self._too_large())
+            self.channel.refuse(self._too_large())
+        elif not self._hold.grow(len(data)):
+            self.channel.refuse(self.front.bodies.refusal())
         elif self.flight is not None:
             self.flight.body_bytes = size
             if self.flight.tap is not None:
                 self.flight.tap.asked(data)
 
-    def _too_large(self) -> tuple[int, str, str]:
-        return (
+    def _too_large(self) -> Refusal:
+        return Refusal(
             413,
             "request_too_large",
             f"The request body is larger than this proxy takes ({self._limit} bytes, MAX_BODY_BYTES).",
@@ -174,7 +187,7 @@ class ProxyRequest(server.Request):
         if self.startedWriting:
             cut(self)
         elif not self._disconnected:
-            answer_error(self, 500, "api_error", OUR_MISTAKE, self.request_id)
+            answer_error(self, 500, "api_error", OUR_MISTAKE, self.request_id, openai_client=self.from_openai_client)
         return reason
 
     def write(self, data: bytes) -> None:
@@ -193,6 +206,7 @@ class ProxyRequest(server.Request):
         channel = self.channel
         super().finish()
         if self.flight is None:
+            self._hold.release()
             self._log_page(self.code, self.sentLength)
             return
         flight = self.flight
@@ -206,6 +220,7 @@ class ProxyRequest(server.Request):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
         self._received.take()
+        self._hold.release()
         if self.flight is not None:
             if self.startedWriting:
                 self.flight.status = self.code
@@ -214,6 +229,7 @@ class ProxyRequest(server.Request):
     def refused(self, status: int, error_type: str, message: str, body: bytes) -> None:
         """The channel has answered in our place."""
         self._received.take()
+        self._hold.release()
         sent = len(body)
         if self.flight is not None:
             self.flight.status = status
@@ -231,7 +247,7 @@ class ProxyRequest(server.Request):
         """Until it is forwarded: the request is still arriving."""
         if self.flight is not None:
             self.flight.verdict = Verdict.DRAINED
-        self.channel.refuse(529, "overloaded_error", reason)
+        self.channel.refuse(Refusal(529, "overloaded_error", reason))
 
     def _sent(self, flight: Flight, verdict: Verdict) -> None:
         """What was written is out; or it never will be, whatever was found before."""

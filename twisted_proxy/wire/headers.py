@@ -153,23 +153,22 @@ def _recorded_name_of_answer(raw: bytes) -> str | None:
 def _recorded(
     fields: Iterable[tuple[bytes, bytes]], recorded_name: Callable[[bytes], str | None]
 ) -> tuple[tuple[str, str], ...]:
-    kept = []
-    for raw_name, raw_value in fields:
-        name = recorded_name(raw_name)
-        if name is None:
-            continue
-        value = raw_value.decode("latin-1")
-        if _may_hold_key(value):
-            continue
-        value = value[:MAX_RECORDED_VALUE]
-        if not value.isprintable():
-            value = _NOT_PRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
-        kept.append((name, value))
+    kept = [
+        (name, value.decode("latin-1")) for raw_name, value in fields if (name := recorded_name(raw_name)) is not None
+    ]
+    # This is on every request's way, and hardly ever is there more to do than to look at all of them at once.
+    together = "|".join([value for _, value in kept])
+    if len(together) > MAX_RECORDED_VALUE or not together.isprintable() or may_hold_key(together):
+        kept = [(name, _printable(value[:MAX_RECORDED_VALUE])) for name, value in kept if not may_hold_key(value)]
     return tuple(kept[:MAX_RECORDED_FIELDS])
 
 
-def _may_hold_key(value: str) -> bool:
-    # This is on every request's way, and hardly ever is there more to do than this.
+def _printable(value: str) -> str:
+    return value if value.isprintable() else _NOT_PRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+
+
+def may_hold_key(value: str) -> bool:
+    """Whether something in a value has the shape of an API key or of a bearer token."""
     folded = value.lower()
     return ("sk-" in folded or "bearer" in folded) and _KEY.search(folded) is not None
 

@@ -13,6 +13,11 @@ from .http1 import ProtocolError, parse_fields
 
 MAX_FIELDS = 500
 
+_HOST = re.compile(
+    rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+(?::[0-9]{0,5})?|\[[0-9A-Za-z:.\-_~%]+\](?::[0-9]{0,5})?"
+)
+"""RFC 3986 §3.2: a name, an IPv4 address, or an IP literal in brackets; with a port, perhaps."""
+
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) (HTTP/1\.[01])")
 
 
@@ -53,6 +58,8 @@ def parse(block: bytes) -> RequestHead:
         if len(name) < 14:
             if len(name) == 4 and name.lower() == b"host":
                 hosts += 1
+                if _HOST.fullmatch(value) is None:
+                    raise ProtocolError("Host is not a host with, perhaps, a port")
             continue
         lowered = name.lower()
         if lowered not in (b"content-length", b"transfer-encoding"):

@@ -13,6 +13,8 @@ from urllib.parse import unquote_to_bytes
 
 import attrs
 
+from .headers import may_hold_key
+
 _CHARACTERS = re.compile(rb"[\x21-\x7e]+")
 _PATH = re.compile(rb"(?:/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*)+")
 # `..;x` is `..` to servers that know path parameters (RFC 3986 §3.3).
@@ -125,4 +127,5 @@ def _loggable_part(part: str) -> str:
         # A bare word may itself be the secret, also one in base64 with its padding.
         return f"{name}=***" if value.strip("=") else "***"
     # `beta=true;api_key=…` and `beta=true?api_key=…` hold a second name for some readers.
-    return f"{name}{equals}{value if _HARMLESS_VALUE.fullmatch(value) else '***'}"
+    harmless = _HARMLESS_VALUE.fullmatch(value) is not None and not may_hold_key(value)
+    return f"{name}{equals}{value if harmless else '***'}"
