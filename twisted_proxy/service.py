@@ -4,16 +4,19 @@ The proxy as a service: what is built from what, and the order in which it start
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TextIO
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet import endpoints
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
@@ -21,16 +24,21 @@ from twisted.web.resource import IResource
 
 from .config import Config, ProviderConfig
 from .logs import observer
+from .metrics.metrics import Metrics
 from .record.keeper import Keeper
+from .record.live import Live
+from .record.sql import SqlStore
 from .relay.agents import Agents, default_directories
 from .relay.connection import OriginAgent
 from .relay.routing import Router
 from .relay.upstream import Upstream, endpoint_for, origin_of
 from .runtime import Drain, DrainEnd, Gauge
+from .web.api.building import Compute, Dashboards
 from .web.channel import ProxySite
 from .web.counting import Counting
 from .web.forward import Forwarder
 from .web.front import Front, no_record
+from .web.limits import raise_descriptor_limit
 from .web.pages import Pages
 from .web.tree import Tree
 
@@ -53,6 +61,12 @@ def with_backlog(description: str) -> str:
     return description
 
 
+def _address(port: IListeningPort) -> str:
+    host: Any = port.getHost()
+    number = getattr(host, "port", None)
+    return f"{host.host}:{number}" if number is not None else str(getattr(host, "name", host))
+
+
 class ProxyService(Service):
     """
     The proxy without a front door: to hang its :meth:`resource` into a site of yours.
@@ -65,6 +79,8 @@ class ProxyService(Service):
         and ``IReactorProcess``, too.
     :param agent: makes what replaces the connections to a provider.
     :param keeper: replaces the one that records.
+    :param store: makes what replaces the store that the dashboard reads.
+    :param compute: runs what would block, in place of the dashboard's threads.
     :param wall_clock: seconds since the Unix epoch.
     """
 
@@ -75,6 +91,8 @@ class ProxyService(Service):
         *,
         agent: Callable[[ProviderConfig], IAgent] | None = None,
         keeper: Keeper | None = None,
+        store: Callable[[], SqlStore] | None = None,
+        compute: Compute | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
@@ -84,28 +102,44 @@ class ProxyService(Service):
         if keeper is None and config.record.mode != "off":
             keeper = Keeper(reactor, config.record, wall_clock)
         self.keeper = keeper
+        self._own_agents: list[OriginAgent] = []
+        upstreams = {
+            name: Upstream(reactor, self._agent(provider) if agent is None else agent(provider), provider, name)
+            for name, provider in config.providers.items()
+        }
+        self.metrics = Metrics(reactor, gauge=self.gauge, drain=self.drain, upstreams=upstreams, records=self.keeper)
+        live = Live(no_record if self.keeper is None else self.keeper.begin, reactor.seconds)
         self.front = Front(
             config=config,
             clock=reactor,
             gauge=self.gauge,
             drain=self.drain,
             wall_clock=wall_clock,
-            record=no_record if self.keeper is None else self.keeper.begin,
+            record=live.begin,
+            count=self.metrics.count,
         )
-        self._own_agents: list[OriginAgent] = []
-        upstreams = {
-            name: Upstream(reactor, self._agent(provider) if agent is None else agent(provider), provider, name)
-            for name, provider in config.providers.items()
-        }
         self._agents = Agents(default_directories(), reactor.seconds, self._warn)
         self._router = Router(config, self._agents)
         forwarder = Forwarder(self.front, upstreams, self._router)
-        pages = Pages(self.gauge, self.drain, self.keeper, wall_clock)
-        self._tree = Tree(self.front, Counting(self.front, forwarder.render), pages.resource())
+        self.dashboards = Dashboards(
+            reactor,
+            config,
+            self.front,
+            self.keeper,
+            live,
+            lambda: ProxySite(self._tree, self.front),
+            store=store,
+            compute=compute,
+        )
+        pages = Pages(
+            self.gauge, self.drain, self.keeper, self.metrics, reactor, wall_clock, admit=self.dashboards.guard.admit
+        )
+        self._proxied, self._pages = Counting(self.front, forwarder.render), pages.resource()
+        self._tree = Tree(self.front, self._proxied, self._pages, self.dashboards.main)
         self._stopping: Deferred[None] | None = None
 
     def resource(self) -> IResource:
-        """The proxy's tree: ``/v1``, ``/api``, ``/health``, ``/livez`` below wherever it is put."""
+        """The proxy's tree: ``/v1``, ``/api``, ``/health``, ``/livez``, ``/metrics`` below wherever it is put."""
         tree: IResource = self._tree
         return tree
 
@@ -115,6 +149,7 @@ class ProxyService(Service):
             self._warn(warning)
         if self.keeper is not None:
             self.keeper.start()
+        self.metrics.lag.start()
 
     def stopService(self) -> Deferred[None]:
         """Drain, then stop what is behind, in order. Idempotent: each caller's Deferred fires at the end."""
@@ -147,9 +182,12 @@ class ProxyService(Service):
         await self.drain.begin()
         if self.drain.end is not DrainEnd.IDLE:
             self._cut()
+        self.dashboards.end_streams()
         await self._close_front()
+        await self.dashboards.close()
         if self.keeper is not None:
             await self.keeper.close()
+        self.metrics.lag.stop()
         await DeferredList([agent.close() for agent in self._own_agents], consumeErrors=True)
 
     def _cut(self) -> None:
@@ -176,7 +214,9 @@ class ProxyServer(ProxyService):
         super().__init__(config, reactor, **kwargs)
         self._log_file = log_file
         self.site = ProxySite(self.resource(), self.front)
+        self.dashboard_site = self._make_dashboard_site()
         self.ports: list[IListeningPort] = []
+        self.dashboard_ports: list[IListeningPort] = []
         self._handlers: dict[int, Any] = {}
         self._told_to_stop = False
 
@@ -188,18 +228,24 @@ class ProxyServer(ProxyService):
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
+        if not isinstance(self._reactor, SelectReactor):
+            raise_descriptor_limit()
         problems: list[str] = []
-        for description in self.config.listen:
+        wanted = [(description, self.site) for description in self.config.listen]
+        if self.dashboard_site is not None:
+            wanted += [(description, self.dashboard_site) for description in self.config.dashboard.listen]
+        for description, site in wanted:
             try:
-                listening = endpoints.serverFromString(self._reactor, with_backlog(description)).listen(self.site)
+                listening = endpoints.serverFromString(self._reactor, with_backlog(description)).listen(site)
             except Exception as problem:  # noqa: BLE001 - each of several addresses has its own problem
                 problems.append(f"  {description}: {problem}")
                 continue
             listening.addCallbacks(
-                self.ports.append, lambda why, text=description: problems.append(f"  {text}: {why.value}")
+                (self.ports if site is self.site else self.dashboard_ports).append,
+                lambda why, text=description: problems.append(f"  {text}: {why.value}"),
             )
         if problems:
-            for port in self.ports:
+            for port in (*self.ports, *self.dashboard_ports):
                 port.stopListening()
             raise SystemExit(
                 "claude-proxy cannot listen:\n"
@@ -212,31 +258,42 @@ class ProxyServer(ProxyService):
     def hurry(self) -> None:
         if self.drain.end is not None:
             # Already past the gauge: what is left are clients that take their time.
-            self.site.abort()
+            self._abort()
         super().hurry()
 
     def _started(self) -> None:
         self._take_signals()
+        # Collecting garbage stops every stream. What is here for good need not be looked through each time.
+        gc.collect()
+        gc.freeze()
         # Only now: whoever reads it may send a signal, or a request.
         for port in self.ports:
-            self._announce(port)
+            log.info(
+                "claude-proxy listening on {where}, forwarding to {upstream}",
+                where=_address(port),
+                upstream=self.config.anthropic.base_url,
+            )
+        for port in self.dashboard_ports:
+            log.info("the dashboard listening on {where}", where=_address(port))
 
-    def _announce(self, port: IListeningPort) -> None:
-        host: Any = port.getHost()
-        address = getattr(host, "port", None)
-        where = f"{host.host}:{address}" if address is not None else str(getattr(host, "name", host))
-        log.info(
-            "claude-proxy listening on {where}, forwarding to {upstream}",
-            where=where,
-            upstream=self.config.anthropic.base_url,
-        )
+    def _make_dashboard_site(self) -> ProxySite | None:
+        """For the listeners that only the dashboard has; ``None``: it is where the proxy is."""
+        if self.dashboards.own is None:
+            return None
+        front = attrs.evolve(self.front, forwards=lambda local: False)
+        return ProxySite(Tree(front, self._proxied, self._pages, self.dashboards.own), front)
+
+    def _abort(self) -> None:
+        for site in filter(None, (self.site, self.dashboard_site)):
+            site.abort()
 
     async def _close_front(self) -> None:
-        await DeferredList([maybeDeferred(port.stopListening) for port in self.ports], consumeErrors=True)
+        ports = (*self.ports, *self.dashboard_ports)
+        await DeferredList([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         ended_well = self.drain.end is DrainEnd.IDLE
         grace = self.drain.remaining if ended_well else CUT_GRACE
-        late = self._reactor.callLater(grace, self.site.abort)
-        await self.site.flush()
+        late = self._reactor.callLater(grace, self._abort)
+        await DeferredList([site.flush() for site in filter(None, (self.site, self.dashboard_site))])
         if late.active():
             late.cancel()
 

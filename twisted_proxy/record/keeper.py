@@ -49,6 +49,7 @@ class Keeper:
         now = self._wall_clock()
         self._spool = Path(config.spool).absolute()
         instance = f"{ids.uuid7(int(now * 1000), os.urandom(10)):032x}"
+        self._slot = self._spool / instance
         self._journal = Journal(self._reactor, self._spool, instance, limit=config.spool_max_bytes)
         self._process = RecorderProcess(
             self._reactor,
@@ -92,6 +93,11 @@ class Keeper:
     def mode(self) -> str:
         """``full`` or ``metadata``."""
         return self._config.mode
+
+    @property
+    def slot(self) -> Path:
+        """Where what passes is written, until it is stored."""
+        return self._slot
 
     @property
     def spool_max_bytes(self) -> int:

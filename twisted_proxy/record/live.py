@@ -18,6 +18,8 @@ from twisted.web.http_headers import Headers
 from ..wire import claude_code, sse
 from ..wire.claude_code import Origin
 from ..wire.headers import is_event_stream
+from .exchange import Role
+from .so_far import SoFar
 
 MOST_FOLLOWED = 100
 """Requests of which the text is followed at a time."""
@@ -45,6 +47,7 @@ class Passing(Protocol):
 
     demoted: bool
     sent_bytes: int
+    received_at: float
 
     @property
     def request_id(self) -> str: ...
@@ -84,10 +87,13 @@ class LiveTap:
         "_fields",
         "_head",
         "_held",
+        "_joined_us",
+        "_missing",
         "_origin",
         "_read",
         "_record_answered",
         "_record_received",
+        "_since",
         "answered",
         "asked",
         "connected",
@@ -127,6 +133,10 @@ class LiveTap:
         self.lost = False
         self._aside: list[bytes] = []
         self._held = 0
+        # Of an answer that was joined in its middle, until what came before is known: its size, when, what came since.
+        self._missing = 0
+        self._joined_us = 0
+        self._since: list[bytes] | None = None
 
     @property
     def origin(self) -> Origin:
@@ -156,15 +166,20 @@ class LiveTap:
 
     # Following
 
-    def follow(self, *, from_start: bool) -> None:
+    def follow(self, now: float) -> None:
         """Put aside what comes from now on."""
-        self.text = LiveText(from_start=from_start)
+        begun = self.status is not None or self.passing.sent_bytes > 0
+        self.text = LiveText(from_start=not begun)
+        self._missing = self.passing.sent_bytes
+        self._joined_us = int((now - self.passing.received_at) * 1e6)
+        self._since = [] if begun else None
         self.answered = self._note_answered
         self.received = self._note_received
 
     def leave(self) -> None:
         """Follow it no longer."""
         self.text = None
+        self._since = None
         self._aside = []
         self._held = 0
         self.answered = self._record_answered
@@ -195,9 +210,41 @@ class LiveTap:
         aside, self._aside, self._held = self._aside, [], 0
         lost, self.lost = self.lost, False
         if self.event_stream:
-            self.text.feed(b"".join(aside))
+            data = b"".join(aside)
+            self.text.feed(data)
+            if self._since is not None:
+                self._since.append(data)
             if lost:
+                self._since = None
                 self.text.miss()
+
+    @property
+    def wants_beginning(self) -> Role | None:
+        """In which body stands what came before it was followed; ``None``: nothing did, or it is given up."""
+        if self._since is None or not self.event_stream:
+            return None
+        return Role.RECEIVED if self.passing.demoted else Role.ANSWER
+
+    def begin_with(self, so_far: SoFar) -> None:
+        """Learn what came before it was followed, if that is all of it."""
+        if self._since is None or self.text is None:
+            return
+        if self.passing.demoted:
+            before = so_far.until(self._joined_us)
+        else:
+            if len(so_far.data) < self._missing:
+                return
+            before = bytes(so_far.data[: self._missing])
+        self.look()
+        if self._since is None:
+            return
+        self.text = LiveText(from_start=True)
+        self.text.feed(before + b"".join(self._since))
+        self._since = None
+
+    def give_up(self) -> None:
+        """What came before it was followed stays unknown."""
+        self._since = None
 
 
 @attrs.define
@@ -398,15 +445,16 @@ class Live:
     The requests that are in flight, as far as they are recorded or could be; and those of them that are followed.
 
     :param record: begins to record a request (`Keeper.begin`).
-    :ivar on_begun: called with each new tap, while somebody watches. :ivar on_landed: with each that is over.
+    :param seconds: the reactor's clock.
+    :ivar on_landed: called with each tap that is over, while somebody watches.
     """
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, seconds: Callable[[], float]) -> None:
         self._record = record
+        self._seconds = seconds
         self._taps: dict[str, LiveTap] = {}
         self._followed: dict[str, LiveTap] = {}
         self._watching = False
-        self.on_begun: Callable[[LiveTap], None] = _nothing
         self.on_landed: Callable[[LiveTap], None] = _nothing
 
     def begin(self, passing: Any, fields: Headers, peer: IAddress) -> LiveTap:
@@ -414,8 +462,7 @@ class Live:
         tap = LiveTap(passing, fields, self._record(passing, fields, peer), self._landed)
         self._taps[passing.request_id] = tap
         if self._watching:
-            self._follow(tap, from_start=True)
-            self.on_begun(tap)
+            self._follow(tap)
         return tap
 
     def find(self, request_id: str) -> LiveTap | None:
@@ -426,7 +473,7 @@ class Live:
         if not self._watching:
             self._watching = True
             for tap in list(self._taps.values()):
-                self._follow(tap, from_start=not tap.passing.sent_bytes and tap.status is None)
+                self._follow(tap)
 
     def unwatch(self) -> None:
         """Nobody watches any more."""
@@ -443,10 +490,10 @@ class Live:
     def followed(self) -> Iterator[LiveTap]:
         return iter(self._followed.values())
 
-    def _follow(self, tap: LiveTap, *, from_start: bool) -> None:
+    def _follow(self, tap: LiveTap) -> None:
         if len(self._followed) < MOST_FOLLOWED:
             self._followed[tap.passing.request_id] = tap
-            tap.follow(from_start=from_start)
+            tap.follow(self._seconds())
 
     def _landed(self, tap: LiveTap) -> None:
         request_id = tap.passing.request_id

@@ -26,6 +26,20 @@ def is_claude_key(credential: bytes | None) -> bool:
     return credential is not None and credential.startswith(_CLAUDE_KEY)
 
 
+def is_openai_client(fields: Headers) -> bool:
+    """
+    Whether a client that asks for a path which both APIs have speaks OpenAI's.
+
+    Anthropic's clients say a version, or send their key in a field of its own; OpenAI's do neither.
+    """
+    return (
+        fields.hasHeader(AUTHORIZATION)
+        and not fields.hasHeader(b"Anthropic-Version")
+        and not fields.hasHeader(b"Anthropic-Beta")
+        and not fields.hasHeader(API_KEY)
+    )
+
+
 def sent_credential(fields: Headers) -> bytes | None:
     """The client's credential, in whichever field it is."""
     return credential_of((name, value) for name, values in fields.getAllRawHeaders() for value in values)

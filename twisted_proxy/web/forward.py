@@ -17,12 +17,12 @@ from ..relay.routing import Router
 from ..relay.upstream import Upstream, UpstreamError
 from ..wire.openai.refusal import Untranslatable
 from ..wire.target import Target
-from .answers import OUR_MISTAKE
+from . import credentials
+from .answers import OUR_MISTAKE, is_openai_path
 from .front import Front
-from .listing import Listing
+from .listing import Listing, is_models_path
 from .passage import Passage
-from .plan import OwnAnswer, Plan, Planner, is_openai_path
-from .relaying import is_event_stream
+from .plan import OwnAnswer, Plan, Planner
 
 log = Logger()
 
@@ -61,7 +61,8 @@ class Forwarder:
             request=request,
             flight=flight,
             upstream=self._default,
-            openai_client=is_openai_path(local.path),
+            openai_client=is_openai_path(local.path)
+            or (is_models_path(local.path) and credentials.is_openai_client(request.requestHeaders)),
             config=self._front.config,
             clock=self._front.clock,
         )
@@ -81,7 +82,7 @@ class Forwarder:
 
         flight.on_cut = refuse
         try:
-            if self._listing.applies_to(passage, local):
+            if self._listing.applies_to(passage, local) and self._planner.leaves_alone(passage, local):
                 await self._listing.answer(passage, local)
                 return
             plan = self._planner.plan(passage, local, self._read_body(passage))
@@ -93,8 +94,6 @@ class Forwarder:
             # The body is gone as soon as it is sent, however long the answer takes.
             del plan
             response = await sending
-            if is_event_stream(response):
-                flight.forget_body()
             await answer(passage, response)
         except Untranslatable as problem:
             passage.refuse(problem)
@@ -106,9 +105,16 @@ class Forwarder:
             raise
 
     async def _send(self, passage: Passage, plan: Plan) -> IResponse:
-        response = await plan.upstream.send(
-            passage.request.method, plan.target, plan.fields, plan.body, connected=passage.connected
+        sending = plan.upstream.send(
+            passage.request.method,
+            plan.target,
+            plan.fields,
+            plan.body,
+            connected=passage.connected,
+            sent=passage.flight.forget_body,
         )
+        del plan
+        response = await sending
         passage.answered(response)
         return response
 

@@ -6,16 +6,21 @@ from collections.abc import Callable
 from typing import cast
 
 from klein import Klein
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
+from twisted.web.http import Request
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException
 
 from .. import __version__, logs
+from ..metrics.metrics import Metrics
 from ..record.keeper import Keeper
 from ..runtime import Drain, Gauge
 from ..wire import errors
 from .answers import set_json, to_json
+from .api.calls import Refusal
+from .metrics import answer_metrics, answer_refusal
 
 RETRY_AFTER = 5
 """Seconds after which a client of a draining process may come again: by then a balancer has another one."""
@@ -23,18 +28,33 @@ RETRY_AFTER = 5
 
 class Pages:
     """
-    Klein's part of the tree. Nothing here is counted, authenticated or slow.
+    Klein's part of the tree. Nothing here is counted or slow; the metrics are not for everybody.
 
+    :param clock: the reactor's.
     :param wall_clock: seconds since the Unix epoch.
+    :param admit: raises a `Refusal` for who may not read the metrics.
     """
 
     app = Klein()
 
-    def __init__(self, gauge: Gauge, drain: Drain, keeper: Keeper | None, wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        gauge: Gauge,
+        drain: Drain,
+        keeper: Keeper | None,
+        metrics: Metrics,
+        clock: IReactorTime,
+        wall_clock: Callable[[], float],
+        *,
+        admit: Callable[[Request], object],
+    ) -> None:
         self._gauge = gauge
         self._drain = drain
         self._keeper = keeper
+        self._metrics = metrics
+        self._clock = clock
         self._wall_clock = wall_clock
+        self._admit = admit
 
     def resource(self) -> IResource:
         resource: IResource = self.app.resource()
@@ -52,18 +72,27 @@ class Pages:
     @app.route("/livez", methods=["GET", "HEAD"])
     def livez(self, request: IRequest) -> bytes:
         """
-        ``{"status": "ok", "in_flight": n, "draining": bool, "recording": …, "timestamp": RFC 3339}``, always 200.
+        ``{"status": "ok", "version": "…", "in_flight": n, "oldest_seconds": s, "draining": bool,
+        "drain_seconds_left": s, "recording": …, "timestamp": RFC 3339}``, always 200.
+
+        ``oldest_seconds`` is the age of the oldest request in flight, ``null`` if there is none; ``drain_seconds_left``
+        is the time until what is in flight is cut, ``null`` while nobody has told this process to stop. Nothing here
+        says who asks for what: everybody may read it.
 
         ``recording`` is `Keeper.describe`, or ``{"status": "off"}``. Trouble there is no reason to restart a process:
         it serves, and what it cannot store waits.
         """
+        oldest, draining = self._gauge.oldest(1), self._drain.draining
         return self._answer(
             request,
             200,
             {
                 "status": "ok",
+                "version": __version__,
                 "in_flight": self._gauge.in_flight,
-                "draining": self._drain.draining,
+                "oldest_seconds": round(self._clock.seconds() - oldest[0].received_at, 3) if oldest else None,
+                "draining": draining,
+                "drain_seconds_left": round(self._drain.remaining, 3) if draining else None,
                 "recording": {"status": "off"} if self._keeper is None else self._keeper.describe(),
                 "timestamp": self._timestamp(),
             },
@@ -80,6 +109,15 @@ class Pages:
             503,
             {"status": "draining", "in_flight": self._gauge.in_flight, "timestamp": self._timestamp()},
         )
+
+    @app.route("/metrics", methods=["GET", "HEAD"])
+    def metrics(self, request: IRequest) -> bytes:
+        """What Prometheus reads, for those who may look."""
+        try:
+            self._admit(cast("Request", request))
+        except Refusal as refusal:
+            return answer_refusal(request, refusal)
+        return answer_metrics(request, self._metrics)
 
     @app.handle_errors(HTTPException)
     def not_ours(self, request: IRequest, failure: Failure) -> bytes:

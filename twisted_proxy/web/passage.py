@@ -14,11 +14,11 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from ..config import Config
 from ..relay.flight import Flight, Verdict
 from ..relay.streaming import cut
-from ..relay.upstream import Upstream, UpstreamError
+from ..relay.upstream import FailureKind, Upstream, UpstreamError
 from ..wire import errors, headers
 from ..wire.openai import failures
 from ..wire.openai.refusal import Untranslatable
-from .answers import REQUEST_ID, set_error_head, set_json_head
+from .answers import REQUEST_ID, error_body, set_error_head, set_json_head
 
 log = Logger()
 
@@ -68,6 +68,11 @@ class Passage:
         """The upstream's head is here."""
         if self.flight.tap is not None:
             self.flight.tap.head(response.code, response.headers, self.now)
+
+    def received(self, body: bytes) -> None:
+        """The upstream's body is here whole, and the client is to get another one."""
+        if self.flight.tap is not None:
+            self.flight.tap.received(body, self.now)
 
     def copy_head(self, response: IResponse) -> Headers:
         """
@@ -120,21 +125,24 @@ class Passage:
         if getattr(self.request, "channel", None) is None or self.request.finished:
             return
         self.flight.verdict = verdict
-        if self.openai_client:
-            status, body = failures.openai_error(status, error_type, message)
-        else:
-            body = errors.envelope(error_type, message, self.flight.request_id)
+        status, body = error_body(status, error_type, message, self.flight.request_id, openai_client=self.openai_client)
         self._answer_error(status, body, error_type, message)
 
     def refuse(self, problem: Untranslatable) -> None:
         """Tell that a request, or its answer, has no counterpart in the other API."""
         if getattr(self.request, "channel", None) is None or self.request.finished:
             return
-        self.flight.verdict = Verdict.REFUSED if problem.status < 500 else Verdict.FAILED
+        self.flight.verdict = Verdict.REFUSED
+        if problem.status >= 500:
+            self.flight.verdict = Verdict.FAILED
+            self._log_failure(FailureKind.MALFORMED, problem.status, problem.message)
         if self.openai_client:
             status, body = problem.openai_answer()
         else:
             status, body = problem.status, problem.anthropic_body(self.flight.request_id)
+        if status == 405:
+            # RFC 9110 §15.5.6: it says what would do.
+            self.request.responseHeaders.setRawHeaders(b"Allow", [b"POST"])
         self._answer_error(status, body, problem.error_type, problem.message)
 
     def _answer_error(self, status: int, body: bytes, error_type: str, message: str) -> None:
@@ -153,15 +161,19 @@ class Passage:
 
     def answer_failure(self, failure: UpstreamError) -> None:
         """Tell, and log, that the upstream gives no answer."""
-        self.log_forward_error(failure.kind.value, status=failure.status, timed_out=failure.timed_out)
+        self._log_failure(failure.kind, failure.status, failure.message, timed_out=failure.timed_out)
+        self.answer_error(Verdict.FAILED, failure.status, failure.error_type, failure.message)
+
+    def _log_failure(self, kind: FailureKind, status: int, message: str, *, timed_out: bool = False) -> None:
+        self.flight.failure = kind.value
+        self.log_forward_error(kind.value, status=status, timed_out=timed_out)
         log.warn(
             "{request_id}: {method} {path} could not be forwarded: {message}",
             request_id=self.flight.request_id,
             method=self.flight.method,
             path=self.flight.path,
-            message=failure.message,
+            message=message,
         )
-        self.answer_error(Verdict.FAILED, failure.status, failure.error_type, failure.message)
 
     def log_incomplete(self, verdict: Verdict, status: int) -> None:
         """Log that an answer was cut, after its client has been shown so."""

@@ -10,7 +10,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from ..relay import demotion
-from ..relay.routing import OPENAI_PATHS, RequestFacts, Route, Router
+from ..relay.routing import RequestFacts, Route, Router
 from ..relay.upstream import Upstream
 from ..wire import body as wire_body
 from ..wire import claude_code, headers
@@ -20,6 +20,7 @@ from ..wire.openai import to_openai as chat_request
 from ..wire.openai.refusal import Untranslatable
 from ..wire.target import Target
 from . import credentials, translating
+from .answers import is_openai_path
 from .folding import fold
 from .passage import Passage, remove_fields
 from .relaying import is_event_stream, relay
@@ -58,11 +59,6 @@ class OwnAnswer:
     fields: Mapping[bytes, bytes]
 
 
-def is_openai_path(path: bytes) -> bool:
-    """Whether who asks for this path speaks OpenAI's API."""
-    return path.decode("ascii") in OPENAI_PATHS
-
-
 class Planner:
     """
     Makes plans.
@@ -83,11 +79,9 @@ class Planner:
         :param body: as it came; where it can be read, `Flight.readable` is it, too.
         :raises Untranslatable: nothing, and why.
         """
-        route = self._choose(passage, local)
+        route = self.choose(passage, local)
         if route is None:
             return self._native(passage, local, body, self._upstreams["anthropic"], None)
-        if route.refusal is not None:
-            raise Untranslatable(route.refusal, status=403, error_type="permission_error")
         upstream = self._upstreams[route.provider]
         kind = upstream.provider.kind
         if kind == "openai" and local.path == COUNT_TOKENS:
@@ -98,14 +92,18 @@ class Planner:
             return self._to_anthropic(passage, upstream, route)
         return self._native(passage, local, body, upstream, route)
 
-    def _choose(self, passage: Passage, local: Target) -> Route | None:
-        """``None``: to Anthropic, as it is."""
+    def choose(self, passage: Passage, local: Target) -> Route | None:
+        """
+        Where a request goes; ``None``: to Anthropic, as it is.
+
+        :raises Untranslatable: nowhere, as a rule says.
+        """
         if self._router.trivial and not is_openai_path(local.path):
             return None
         flight, fields = passage.flight, passage.request.requestHeaders
         origin = claude_code.from_headers(lambda name: fields.getRawHeaders(name, [None])[0])
         body = flight.readable
-        return self._router.choose(
+        route = self._router.choose(
             RequestFacts(
                 path=local.path.decode("ascii"),
                 model=flight.model,
@@ -115,6 +113,9 @@ class Planner:
                 system=lambda: None if body is None else wire_body.get_member(body, "system"),
             )
         )
+        if route.refusal is not None:
+            raise Untranslatable(route.refusal, status=403, error_type="permission_error")
+        return route
 
     # As it came
 
@@ -128,7 +129,8 @@ class Planner:
         # Answers must be bytes that every client can read, and the record.
         fields.setRawHeaders(b"Accept-Encoding", [b"identity"])
         if provider.kind == "openai":
-            credentials.for_openai(sent, fields, upstream, from_openai_client=True)
+            ours = passage.openai_client or credentials.is_openai_client(sent)
+            credentials.for_openai(sent, fields, upstream, from_openai_client=ours)
         else:
             credentials.set_own(fields, provider)
             if local.root == b"/v1" and not fields.hasHeader(b"Anthropic-Version"):
@@ -136,9 +138,8 @@ class Planner:
         going = body
         if route is not None:
             _add_fields(fields, route)
-            if route.model is not None and flight.readable is not None:
-                going = wire_body.replace_member(flight.readable, "model", msgspec.json.encode(route.model)) or body
-                flight.routed_model = route.model
+            if route.model is not None and body:
+                going = self._with_model(passage, body, route.model)
         answer: Answer = relay
         summary = flight.summary if self._may_demote(passage, local, upstream) else None
         demoted = None if summary is None or going is None else demotion.rewrite(going, summary)
@@ -148,6 +149,28 @@ class Planner:
         if going is not body and going is not None:
             passage.forwards(going)
         return Plan(upstream=upstream, target=local.raw, fields=fields, body=going, answer=answer)
+
+    def _with_model(self, passage: Passage, body: bytes, model: str) -> bytes:
+        flight = passage.flight
+        if flight.readable is None:
+            raise Untranslatable(
+                f"The request is to be routed to {model}, and its body is encoded. Send it as plain JSON."
+            )
+        replaced = wire_body.replace_member(flight.readable, "model", msgspec.json.encode(model))
+        if replaced is None:
+            # It is no JSON object: whoever gets it says so.
+            return body
+        flight.routed_model = model
+        return replaced
+
+    def leaves_alone(self, passage: Passage, local: Target) -> bool:
+        """
+        Whether a request goes to Anthropic as it is.
+
+        :raises Untranslatable: it goes nowhere, as a rule says.
+        """
+        route = self.choose(passage, local)
+        return route is None or (route.provider == "anthropic" and not route.headers)
 
     def _may_demote(self, passage: Passage, local: Target, upstream: Upstream) -> bool:
         provider = upstream.provider

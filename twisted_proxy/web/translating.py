@@ -14,11 +14,15 @@ from .folding import fold
 from .passage import Passage
 from .relaying import is_event_stream, relay, require_plain
 
+_ANTHROPIC_ID = b"Request-Id"
+_OPENAI_ID = b"X-Request-Id"
 
-async def collect(passage: Passage, response: IResponse) -> bytes:
+
+async def collect(passage: Passage, response: IResponse, *, recorded: bool = True) -> bytes:
     """
     The body of a response, whole.
 
+    :param recorded: whether it is the answer that is recorded of the passage.
     :raises UpstreamError: it cannot be had, or not read.
     """
     require_plain(response)
@@ -26,7 +30,7 @@ async def collect(passage: Passage, response: IResponse) -> bytes:
         passage.clock,
         limit=passage.config.max_response_bytes,
         silence=passage.upstream.provider.idle_timeout,
-        tap=passage.flight.tap,
+        tap=passage.flight.tap if recorded else None,
     )
     response.deliverBody(collected)
     return await collected.body
@@ -41,13 +45,14 @@ async def to_anthropic(
     :param model: that was asked. :param streamed: whether the client asked for a stream.
     :raises UpstreamError: it cannot be had. :raises Untranslatable: it is no such answer.
     """
+    _adapt_head(response, _OPENAI_ID, _ANTHROPIC_ID)
     request_id = passage.flight.request_id
     message_id = f"msg_{request_id.removeprefix('req_')}"
     if response.code != 200:
         status, body = failures.translate_to_anthropic(response.code, await collect(passage, response), request_id)
         _answer(passage, response, status, body)
         return
-    if asked.stream:
+    if asked.stream and (streamed or is_event_stream(response)):
         _require_stream(response)
         events = from_openai.AnswerStream(
             model=model,
@@ -74,6 +79,7 @@ async def to_openai(passage: Passage, response: IResponse, asked: MessagesReques
     :param created: seconds since the Unix epoch.
     :raises UpstreamError: it cannot be had. :raises Untranslatable: it is no such answer.
     """
+    _adapt_head(response, _ANTHROPIC_ID, _OPENAI_ID)
     if response.code != 200:
         status, body = failures.translate_to_openai(response.code, await collect(passage, response))
         _answer(passage, response, status, body)
@@ -91,6 +97,20 @@ async def to_openai(passage: Passage, response: IResponse, asked: MessagesReques
         message = await collect(passage, response)
         body = from_anthropic.translate_answer(message, created=created, functions=asked.functions)
         _answer(passage, response, 200, body)
+
+
+def _adapt_head(response: IResponse, theirs: bytes, ours: bytes) -> None:
+    """
+    Make the head of an answer one for a client of the other API.
+
+    :param theirs: the field of the request's id at the upstream. :param ours: where the client's SDK looks for it.
+    """
+    fields = response.headers
+    values = fields.getRawHeaders(theirs)
+    if values is not None:
+        fields.setRawHeaders(ours, values)
+    # No request that is translated sends them back, and others must not take them to another provider.
+    fields.removeHeader(b"Set-Cookie")
 
 
 def _require_stream(response: IResponse) -> None:

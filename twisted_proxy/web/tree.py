@@ -8,8 +8,9 @@ from zope.interface import implementer
 
 from ..wire import target
 from .answers import REQUEST_ID, answer_error
+from .api.app import Dashboard
 from .counting import Counting
-from .front import Front, is_proxied
+from .front import Front
 
 
 @implementer(IResource)
@@ -23,10 +24,11 @@ class Tree:
 
     isLeaf = True
 
-    def __init__(self, front: Front, proxied: Counting, pages: IResource) -> None:
+    def __init__(self, front: Front, proxied: Counting, pages: IResource, dashboard: Dashboard) -> None:
         self._front = front
         self._proxied = proxied
         self._pages = pages
+        self._dashboard = dashboard
 
     def getChildWithDefault(self, name: bytes, request: Request) -> IResource:
         raise RuntimeError("a leaf has no children")
@@ -45,7 +47,9 @@ class Tree:
             # A 2xx to it has no end that HTTP would show (RFC 9112 §6.3).
             answer_error(request, 405, "invalid_request_error", "This proxy makes no tunnels.", request_id)
             return NOT_DONE_YET
-        if is_proxied(local):
+        if self._front.forwards(local):
             return self._proxied.render(request, local, request_id)
         request.responseHeaders.setRawHeaders(REQUEST_ID, [request_id.encode("ascii")])
+        if self._dashboard.has(request, local):
+            return self._dashboard.render(request, local)
         return self._pages.render(request)
