@@ -245,12 +245,13 @@ class InMemoryProxy:
     """
     A proxy with its site, and whoever speaks to it.
 
-    :param keeper: records, if there is one.
+    :param keeper: records, if there is one. :param store: makes the store that the dashboard reads.
+    :param compute: runs what would block, in place of the dashboard's threads.
     :param options: fields of `Config`; those of `ProviderConfig` with ``anthropic_`` before them.
     :ivar endpoint: Anthropic's. :ivar others: those of other providers, by base URL.
     """
 
-    def __init__(self, *, keeper: Any = None, **options: Any) -> None:
+    def __init__(self, *, keeper: Any = None, store: Any = None, compute: Any = None, **options: Any) -> None:
         provider = {key.removeprefix("anthropic_"): options.pop(key) for key in list(options) if "anthropic_" in key}
         provider.setdefault("base_url", ORIGIN)
         self.clock = Clock()
@@ -261,7 +262,13 @@ class InMemoryProxy:
         options.setdefault("record", RecordConfig(mode="off"))
         self.config = Config(anthropic=ProviderConfig(**provider), **options)
         self.service = ProxyService(
-            self.config, self.clock, agent=self._agent, keeper=keeper, wall_clock=lambda: 1_700_000_000.0
+            self.config,
+            self.clock,
+            agent=self._agent,
+            keeper=keeper,
+            store=store,
+            compute=compute,
+            wall_clock=lambda: 1_700_000_000.0,
         )
         self.site = ProxySite(self.service.resource(), self.service.front)
 

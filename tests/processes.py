@@ -33,7 +33,8 @@ WAIT_LIMIT: Final = 10.0
 FOREIGN: Final = re.compile(r"ANTHROPIC_|CLAUDE|OPENAI_|DRAIN_|SSL_CERT|PYTHON|\w+_PROXY$", re.IGNORECASE)
 SETTINGS: Final = {
     "HOST", "PORT", "LISTEN", "READ_TIMEOUT", "WRITE_TIMEOUT", "IDLE_TIMEOUT", "UPSTREAM_IDLE_TIMEOUT",
-    "MAX_BODY_BYTES", "LOG_FORMAT", "RECORD", "DB_PATH", "DATABASE_URL", "SPOOL_DIR",
+    "HEADER_TIMEOUT", "MAX_BODY_BYTES", "MAX_BODIES_BYTES", "MAX_CONNECTIONS", "LIMIT_CONCURRENT",
+    "LIMIT_REQUESTS_PER_MINUTE", "LOG_FORMAT", "RECORD", "DB_PATH", "DATABASE_URL", "SPOOL_DIR",
 }  # fmt: skip
 
 
@@ -302,12 +303,16 @@ LISTENING: Final = r"claude-proxy listening on \S*?:(\d+)\b"
 
 
 class Proxy(Process):
-    """``twistd -n claude-proxy`` from this checkout, listening. It records nothing unless `settings` say so."""
+    """
+    ``twistd -n claude-proxy`` from this checkout, listening. It records nothing unless `settings` say so.
 
-    def __init__(self, directory: Path, **settings: str) -> None:
+    :param wrapper: a command that becomes (``exec``) the command that follows it.
+    """
+
+    def __init__(self, directory: Path, *, wrapper: Sequence[str | Path] = (), **settings: str) -> None:
         environment = clean_environment(PYTHONPATH=str(CHECKOUT), HOST="127.0.0.1", PORT="0", RECORD="off") | settings
         twistd = Path(sys.executable).parent / "twistd"
-        arguments = (sys.executable, twistd, "-n", "--pidfile=", "claude-proxy")
+        arguments = (*wrapper, sys.executable, twistd, "-n", "--pidfile=", "claude-proxy")
         super().__init__(arguments, environment=environment, cwd=directory)
         try:
             self.port = int(self.wait_for_line(LISTENING).group(1))

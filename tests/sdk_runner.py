@@ -288,7 +288,7 @@ class OpenAIScenarios:
     def request(scenario: str, *, tools: bool = False) -> JSON:
         function = {"name": "get_weather", "parameters": TOOLS[0]["input_schema"]}
         more: JSON = {"tools": [{"type": "function", "function": function}]} if tools else {}
-        return {"model": f"standin-{scenario}", "messages": QUESTION, **more}
+        return {"model": f"gpt-standin-{scenario}", "messages": QUESTION, **more}
 
     def create(self, scenario: str, tools: bool = False, retries: int = 0) -> JSON:
         """One completion, not streamed."""

@@ -21,6 +21,7 @@ from tests.standin_messages import (
     Dialect,
     Event,
     anthropic_events,
+    blocks,
     compact,
     identifier,
     message,
@@ -44,6 +45,10 @@ ERROR_TYPES = {
 }
 
 MODELS = ("claude-opus-4-7", "claude-sonnet-4-6", "claude-haiku-4-5")
+OPENAI_MODELS = ("gpt-4o", "o3", "whisper-1")
+
+
+CHAT_COMPLETIONS = "/v1/chat/completions"
 
 
 @attrs.frozen(kw_only=True)
@@ -85,10 +90,12 @@ def scenario_of(request: Request) -> Scenario:
     if line is not None:
         return parse_scenario(line)
     model = request.json().get("model")
-    if isinstance(model, str) and model.startswith("standin-"):
-        return parse_scenario(model.removeprefix("standin-"))
-    return Scenario()
+    found = SCENARIO_MODEL.match(model) if isinstance(model, str) else None
+    return parse_scenario(found[1]) if found else Scenario()
 
+
+SCENARIO_MODEL = re.compile(r"(?:claude-|gpt-)?standin-(.*)", re.DOTALL)
+"""A scenario as a model, which a relay may have to know for one of either provider."""
 
 STREAM_MEMBER = re.compile(rb'"stream":\s*(?:true|false)\s*,\s*|,\s*"stream":\s*(?:true|false)')
 
@@ -129,6 +136,11 @@ def json_answer(request: Request, value: object, *, status: int = 200, more: Hea
     return Answer(status=status, headers=headers, pieces=(compact(value).encode(),))
 
 
+def openai_envelope(kind: str, text: str) -> JSON:
+    """OpenAI's error body; what tells errors apart is the code."""
+    return {"error": {"message": text, "type": "invalid_request_error", "param": None, "code": kind}}
+
+
 def error_envelope(request: Request, status: int, kind: str, text: str) -> JSON:
     """Anthropic's error body."""
     return {"type": "error", "error": {"type": kind, "message": text}, "request_id": request_id(request)}
@@ -149,6 +161,8 @@ def error_answer(request: Request, scenario: Scenario) -> Answer:
         headers = (("Content-Type", "text/html"), *common_headers(request), *more)
         return Answer(status=status, headers=headers, pieces=(scenario.body.encode(),))
     envelope = error_envelope(request, status, kind, scenario.message)
+    if request.path == CHAT_COMPLETIONS:
+        envelope = openai_envelope(scenario.type, scenario.message)
     return json_answer(request, envelope, status=status, more=tuple(more))
 
 
@@ -170,7 +184,10 @@ def event_stream(request: Request, scenario: Scenario, events: Iterator[Event]) 
         for index, event in enumerate(events):
             if index == scenario.error_at:
                 kind = scenario.type or "overloaded_error"
-                yield "error", compact(error_envelope(request, 529, kind, scenario.message))
+                if request.path == CHAT_COMPLETIONS:
+                    yield None, compact(openai_envelope(kind, scenario.message))
+                else:
+                    yield "error", compact(error_envelope(request, 529, kind, scenario.message))
                 return
             yield event
             if index == 0 and scenario.huge:
@@ -185,15 +202,23 @@ def event_stream(request: Request, scenario: Scenario, events: Iterator[Event]) 
 
 
 def quoted_tool_result(body: JSON) -> str | None:
-    """The content of the tool result that the last message of a conversation brings, if it brings one."""
+    """The contents of the tool results that the last message of a conversation brings, if it brings some."""
     messages = body.get("messages") or [{}]
     content = messages[-1].get("content")
     if not isinstance(content, list):
         return None
-    for block in content:
-        if isinstance(block, dict) and block.get("type") == "tool_result":
-            return compact(block.get("content"))
-    return None
+    results = [block for block in content if isinstance(block, dict) and block.get("type") == "tool_result"]
+    return " and ".join(compact(block.get("content")) for block in results) or None
+
+
+def quoted_tool_messages(body: JSON) -> str | None:
+    """The same in OpenAI's shape: the messages of the role ``tool`` at the end, if there are some."""
+    results: list[str] = []
+    for turn in reversed(body.get("messages") or []):
+        if turn.get("role") != "tool":
+            break
+        results.insert(0, compact(turn.get("content")))
+    return " and ".join(results) or None
 
 
 def corpus_answer(request: Request, name: str, *, stream: bool) -> Answer:
@@ -223,7 +248,9 @@ def messages_answer(request: Request, scenario: Scenario) -> Answer:
     body = request.json()
     result = quoted_tool_result(body)
     say = scenario.say
-    if say == "text" and body.get("tools") and result is None:
+    if result is not None:
+        say = "text"
+    elif say == "text" and body.get("tools"):
         say = "tools"
     model = str(body.get("model", "none"))
     stream = body.get("stream") is True and not scenario.whole
@@ -242,8 +269,15 @@ def messages_answer(request: Request, scenario: Scenario) -> Answer:
 def chat_answer(request: Request, scenario: Scenario) -> Answer:
     """``POST /v1/chat/completions``, in OpenAI's shape."""
     body = request.json()
+    result = quoted_tool_messages(body)
+    say = scenario.say
+    if say == "text" and body.get("tools"):
+        say = "tools"
+    content, _ = blocks(say, scenario.count)
+    if result is not None:
+        content = [{"type": "text", "text": f"The tool said {result}."}]
     whole = openai_completion(
-        "tools" if body.get("tools") else scenario.say,
+        content,
         count=scenario.count,
         model=str(body.get("model", "none")),
         completion_id=identifier("chatcmpl", request.body),
@@ -264,11 +298,11 @@ def model_entry(name: str, *, openai: bool) -> JSON:
 
 def models_answer(request: Request, tail: str) -> Answer:
     """``GET /v1/models`` (paged by ``limit`` and ``after_id``) and ``/v1/models/{id}``."""
-    # By the client, as a relay may add an Anthropic-Version to any request.
-    openai = "OpenAI" in (request.header("user-agent") or "")
+    # By the client, as a relay may add an Anthropic-Version to any request, and takes it from none.
+    openai = "OpenAI" in (request.header("user-agent") or "") or request.header("anthropic-version") is None
     if tail:
         return json_answer(request, model_entry(tail, openai=openai))
-    names = list(MODELS)
+    names = list(OPENAI_MODELS if openai else MODELS)
     after = request.query.get("after_id", [""])[0]
     if after in names:
         names = names[names.index(after) + 1 :]
@@ -388,7 +422,7 @@ def by_path(request: Request, scenario: Scenario) -> Answer:
         return messages_answer(request, scenario)
     if path == "/v1/messages/count_tokens":
         return json_answer(request, {"input_tokens": len(request.body)})
-    if path == "/v1/chat/completions":
+    if path == CHAT_COMPLETIONS:
         return chat_answer(request, scenario)
     if path == "/v1/messages/batches" or path.startswith("/v1/messages/batches/"):
         return batches_answer(request, scenario, path.removeprefix("/v1/messages/batches").lstrip("/"))

@@ -34,6 +34,10 @@ TOOL_INPUT: JSON = {
     "nested": {"quote": 'a "b" \\ c', "empty": "", "emoji": "🌦️"},
 }
 
+BIG_NUMBER = 2**80 + 1
+
+DEGREES = '{"degrees":21}'
+
 CITATIONS: list[JSON] = [
     {
         "type": "char_location",
@@ -71,6 +75,16 @@ def blocks(name: str, count: int) -> tuple[list[JSON], str]:
                 {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": TOOL_INPUT},
                 {"type": "tool_use", "id": "toolu_2", "name": "get_time", "input": {}},
             ], "tool_use"
+        case "parallel":
+            return [
+                {"type": "text", "text": "Let me look.", "citations": None},
+                *(
+                    {"type": "tool_use", "id": f"call_{city}", "name": "get_weather", "input": {"city": city, "n": big}}
+                    for city, big in (("Oslo", BIG_NUMBER), ("Rome", -BIG_NUMBER))
+                ),
+            ], "tool_use"
+        case "degrees":
+            return [{"type": "text", "text": DEGREES, "citations": None}], "end_turn"
         case "thinking":
             return [
                 {"type": "thinking", "thinking": "Let me think. " + words, "signature": "c2lnbmF0dXJl" * 20},
@@ -170,18 +184,21 @@ def anthropic_events(whole: JSON, *, size: int = 24) -> Iterator[Event]:
         yield event["type"], compact(event)
 
 
-def openai_completion(name: str, *, count: int, model: str, completion_id: str) -> JSON:
-    """A message in the shape of OpenAI's chat completions."""
-    choice: JSON = {"role": "assistant", "content": "".join(f"word{n} " for n in range(count)), "refusal": None}
+def openai_completion(content: list[JSON], *, count: int, model: str, completion_id: str) -> JSON:
+    """Blocks of text and of calls in the shape of OpenAI's chat completions."""
+    texts = [block["text"] for block in content if block["type"] == "text"]
+    choice: JSON = {"role": "assistant", "content": "".join(texts) if texts else None, "refusal": None}
     finish = "stop"
-    if name == "tools":
-        call = {"name": "get_weather", "arguments": compact(TOOL_INPUT)}
-        choice = {
-            "role": "assistant",
-            "content": None,
-            "refusal": None,
-            "tool_calls": [{"id": "call_1", "type": "function", "function": call}],
-        }
+    calls = [block for block in content if block["type"] == "tool_use"]
+    if calls:
+        choice["tool_calls"] = [
+            {
+                "id": call["id"],
+                "type": "function",
+                "function": {"name": call["name"], "arguments": compact(call["input"])},
+            }
+            for call in calls
+        ]
         finish = "tool_calls"
     return {
         "id": completion_id,

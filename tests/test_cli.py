@@ -295,7 +295,10 @@ class TestTwistd:
         environment = {"PYTHONPATH": root, "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
         with (here / "log").open("w+") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "twisted_proxy.cli", "run", "--listen=unix:p.sock", "--log-format=json", "--record=off"],
+                [
+                    sys.executable, "-m", "twisted_proxy.cli",
+                    "run", "--listen=unix:p.sock", "--log-format=json", "--record=off",
+                ],
                 cwd=here, env=environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
             try:

@@ -23,6 +23,7 @@ from twisted_proxy.config import (
     SETTINGS,
     Config,
     ConfigError,
+    DashboardConfig,
     Keep,
     Loaded,
     Match,
@@ -462,9 +463,13 @@ class TestPrecedence:
             "OPENAI_MAX_RETRIES": "9",
             "SUBAGENT_MAPPINGS": "code-reviewer:gpt-4o,plan:o3",
             "SUBAGENTS_ENABLE": "false",
+            "DASHBOARD_PASSWORD": "correct horse",
+            "DASHBOARD_TOKEN": "0123456789abcdef",
+            "DASHBOARD_LISTEN": "unix:/run/y",
+            "CLAUDE_PROJECTS_DIR": "/srv/projects",
         }
         for setting in SETTINGS:
-            text = examples.get(setting.env, "33" if setting.kind in (kinds.SECONDS, kinds.SIZE) else "")
+            text = examples.get(setting.env, "33" if setting.kind in (kinds.SECONDS, kinds.SIZE, kinds.COUNT) else "")
             if text is None:
                 continue
             assert text, f"{setting.env} needs an example here"
@@ -959,7 +964,7 @@ class TestProblems:
         assert "config.yaml: listen (line 6): is unknown; did you mean server.listen?" in found
         assert (
             "config.yaml: server.timeouts (line 3): is a single value where a mapping is wanted; "
-            "its keys are read, write, idle" in found
+            "its keys are header, read, write, idle" in found
         )
         assert "config.yaml: server.port (line 4): is a list; allowed: " + kinds.PORT.allowed in found
 
@@ -1139,7 +1144,7 @@ class TestTable:
     def test_every_field_has_a_setting(self) -> None:
         """Nothing in `Config` is out of a person's reach, and no setting fills a field that is not there."""
         sections = {"anthropic": ProviderConfig, "openai": ProviderConfig, "record": RecordConfig,
-                    "subagents": SubagentConfig}  # fmt: skip
+                    "dashboard": DashboardConfig, "subagents": SubagentConfig}  # fmt: skip
         # Only a file can say what takes more than a name and a value.
         fields = {field.name for field in attrs.fields(Config)} - {*sections, "other_providers", "routes"}
         for name, section in sections.items():

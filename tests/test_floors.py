@@ -15,11 +15,12 @@ ROOT = Path(__file__).parent.parent / "twisted_proxy"
 
 FLOORS = (
     {"__init__", "wire", "config"},
-    {"runtime", "logs"},
+    {"runtime", "logs", "tally"},
     {"relay", "record"},
+    {"metrics"},
     {"web"},
     {"service"},
-    {"offline"},
+    {"offline", "status"},
     {"tap", "cli"},
 )
 """Rooms, lowest floor first. A room sees the floors below it, and itself."""

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from twisted_proxy import __version__
 from twisted_proxy.relay.streaming import Relay
+from twisted_proxy.web.channel import MIN_BODY_RATE
 
 from .memory import LAST_CHUNK, STREAM_HEAD, InMemoryProxy, captured, chunk, event, read_answer
 
@@ -17,21 +19,25 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def test_livez_shows_the_gauge() -> None:
-    """`in_flight` is live, and asking does not count."""
+    """`in_flight` and the oldest's age are live, and asking does not count. Nothing says who asks for what."""
     proxy = InMemoryProxy()
     for expected in (0, 1, 2):
         answer = proxy.get("/livez")
         assert answer.status == 200
         assert answer.json == {
             "status": "ok",
+            "version": __version__,
             "in_flight": expected,
+            "oldest_seconds": 2.5 * expected if expected else None,
             "draining": False,
+            "drain_seconds_left": None,
             "recording": {"status": "off"},
             "timestamp": "2023-11-14T22:13:20.000Z",
         }
         assert answer.header("cache-control") == "no-store"
         assert answer.header("x-proxy-request-id") is not None
         proxy.asked()
+        proxy.clock.advance(2.5)
 
 
 def test_health_while_serving_and_while_draining() -> None:
@@ -48,7 +54,8 @@ def test_health_while_serving_and_while_draining() -> None:
         assert answer.json == {"status": "draining", "in_flight": 1, "timestamp": "2023-11-14T22:13:20.000Z"}
         assert int(answer.header("retry-after") or "") > 0
         assert answer.header("connection") == "close"
-    assert proxy.get("/livez").json["draining"] is True
+    live = proxy.get("/livez").json
+    assert (live["draining"], live["drain_seconds_left"]) == (True, 1920.0)
     client, upstream = proxy.asked()
     upstream.send(OK)
     assert (client.answer().body, client.answer().header("connection")) == (b"ok", "close")
@@ -265,13 +272,13 @@ def test_what_is_no_request_is_told_so(raw: bytes) -> None:
 
 
 def test_a_body_that_stalls_is_a_408(logs: list[dict[str, Any]]) -> None:
-    """`READ_TIMEOUT` without a byte; while bytes come it does not matter how long it takes."""
+    """`READ_TIMEOUT` without a byte; while enough of them come it does not matter how long it takes."""
     proxy = InMemoryProxy(read_timeout=10.0)
     client = proxy.client()
-    client.send(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+    client.send(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n")
     for _ in range(50):
         proxy.clock.advance(9)
-        client.send(b"x")
+        client.send(b"x" * 9 * MIN_BODY_RATE)
     assert client.written == b""
     proxy.clock.advance(11)
     assert (client.answer().status, client.answer().json["error"]["type"]) == (408, "timeout_error")

@@ -64,7 +64,8 @@ def test_the_embedding_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     stopping.addCallback(stopped.append)
     assert names["proxy"].drain.draining
     assert stopped == [None]
-    assert names["proxy"].keeper.did == ["start", "close"]
+    keeper: Any = names["proxy"].keeper
+    assert keeper.did == ["start", "close"]
 
 
 def test_the_links_lead_somewhere() -> None:

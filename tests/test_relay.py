@@ -9,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 from twisted.internet import error
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHostnameResolver
+from twisted.internet.testing import MemoryReactorClock
+from zope.interface import implementer
 
 from .memory import LAST_CHUNK, STREAM_HEAD, InMemoryProxy, captured, chunk, event
 
@@ -359,6 +363,36 @@ def test_a_client_that_leaves_ends_the_upstream(phase: str, reason: Exception, l
     assert "verdict=client_gone" in line
     # What had not been answered yet could not be forwarded; a stream that was left was.
     assert len(captured(logs, "forward_error")) == (phase in ("connecting", "before the head"))
+
+
+@implementer(IHostnameResolver)
+class Unanswered:
+    """A resolver that takes its time."""
+
+    def resolveHostName(self, resolutionReceiver: object, *_: object, **__: object) -> Any:
+        """Nothing comes of it."""
+
+
+def test_a_client_that_leaves_while_a_name_is_looked_up(
+    logs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Nothing is tried again for it.
+
+    Twisted's endpoint, when it is cancelled then, does not say so, but that there is no such name.
+    """
+    proxy = InMemoryProxy()
+    reactor: Any = MemoryReactorClock()
+    reactor.installNameResolver(Unanswered())
+    monkeypatch.setattr(proxy.agent, "_endpoint", HostnameEndpoint(reactor, "upstream.test", 80))
+    client = proxy.client()
+    client.request()
+    assert proxy.in_flight == 1
+    client.leave()
+    assert proxy.in_flight == 0
+    assert "verdict=client_gone" in captured(logs, "access")[0]
+    assert not captured(logs, "no connection")
+    assert proxy.clock.getDelayedCalls() == []
 
 
 def test_a_client_that_holds_back_holds_the_upstream() -> None:

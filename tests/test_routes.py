@@ -10,7 +10,7 @@ import pytest
 from twisted.logger import LogEvent
 
 from tests import corpus
-from tests.memory import LAST_CHUNK, STREAM_HEAD, Answer, Client, InMemoryProxy, UpstreamPeer, chunk
+from tests.memory import LAST_CHUNK, STREAM_HEAD, Answer, Client, InMemoryProxy, UpstreamPeer, captured, chunk
 from tests.test_recording import FakeKeeper
 from twisted_proxy.config import Match, ProviderConfig, RouteRule, SubagentConfig
 from twisted_proxy.record.exchange import Role
@@ -29,6 +29,15 @@ TOOLS: list[Any] = [{"name": "add", "description": "Adds.", "input_schema": {"ty
 def routed(**options: Any) -> InMemoryProxy:
     options.setdefault("openai", ProviderConfig(kind="openai", base_url=OPENAI, api_key=OPENAI_KEY))
     return InMemoryProxy(**options)
+
+
+def demoted() -> InMemoryProxy:
+    return routed(openai=ProviderConfig(kind="openai", base_url=OPENAI, api_key=OPENAI_KEY, demote_nonstreaming=True))
+
+
+def failures(logs: list[LogEvent]) -> list[LogEvent]:
+    """What was logged with a traceback."""
+    return [event for event in logs if "log_failure" in event]
 
 
 def ask(proxy: InMemoryProxy, path: str = "/v1/messages", *, headers: Any = (), **members: Any) -> Client:
@@ -194,6 +203,34 @@ class TestAnthropicClient:
         proxy.clock.advance(10)
         assert openai(proxy).closed_by is not None
 
+    @pytest.mark.parametrize("last", [b"data: {nonsense\n\n", data({"error": {"message": "Overloaded", "code": 503}})])
+    def test_a_stream_that_goes_wrong_is_not_read_on(self, last: bytes) -> None:
+        """What a provider makes of it is billed, and for nobody."""
+        proxy = routed()
+        client = ask(proxy, stream=True)
+        openai(proxy).send(STREAM_HEAD + chunk(pieces({"content": "Hel"})[0]) + chunk(last))
+        answer = client.answer()
+        assert answer.outcome == "cut"
+        assert events(answer)[-1][0] == "error"
+        assert openai(proxy).closed_by is not None
+        proxy.pump()
+        assert proxy.in_flight == 0
+
+    def test_the_end_behind_a_stream_is_read_although_its_client_holds_back(self) -> None:
+        """The connection to the provider is free for the next request."""
+        proxy = routed()
+        client = ask(proxy, stream=True)
+        first, *rest = pieces({"content": "Hel"})
+        openai(proxy).send(STREAM_HEAD + chunk(first))
+        client.hold()
+        openai(proxy).send(b"".join(map(chunk, rest)))
+        assert not openai(proxy).paused
+        openai(proxy).send(LAST_CHUNK)
+        client.go_on()
+        assert client.answer().outcome == "complete"
+        ask(proxy)
+        assert len(proxy.others[OPENAI].peers) == 1
+
     def test_a_client_that_leaves_stops_the_provider(self) -> None:
         """Tokens are billed until then."""
         proxy = routed()
@@ -227,15 +264,38 @@ class TestAnthropicClient:
         assert answer.json["error"] == {"type": "rate_limit_error", "message": "Slow down"}
         assert answer.json["request_id"] == answer.header("x-proxy-request-id")
 
+    def test_the_providers_id_of_the_request_is_where_the_sdk_looks_for_it(self) -> None:
+        """Beside its own place, and ours."""
+        proxy = routed()
+        client = ask(proxy)
+        respond(openai(proxy), completion(content="Hi"), more=b"X-Request-Id: req_openai\r\n")
+        assert client.answer().header("request-id") == "req_openai"
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_providers_cookie_stays_away(self, stream: bool) -> None:
+        """The client would send it to whoever its next request goes to."""
+        proxy = routed()
+        client = ask(proxy, stream=stream)
+        if stream:
+            openai(proxy).send(STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nSet-Cookie: a=b\r\n\r\n"))
+            openai(proxy).send(b"".join(map(chunk, pieces({"content": "Hi"}))) + LAST_CHUNK)
+        else:
+            respond(openai(proxy), completion(content="Hi"), more=b"Set-Cookie: a=b\r\n")
+        assert client.answer().outcome == "complete"
+        assert client.answer().all("set-cookie") == []
+
     @pytest.mark.parametrize("said", [b"<html>", b"{}", b"[1]"])
-    def test_an_answer_that_is_none_is_a_502(self, said: bytes) -> None:
-        """In words, with the connection let go."""
+    def test_an_answer_that_is_none_is_a_502(self, said: bytes, logs: list[LogEvent]) -> None:
+        """In words, in the log too, with the connection let go."""
         proxy = routed()
         client = ask(proxy)
         openai(proxy).send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
         answer = client.answer()
         assert (answer.status, answer.json["error"]["type"]) == (502, "api_error")
         assert proxy.in_flight == 0
+        (line,) = captured(logs, "forward_error")
+        assert "kind=malformed" in line
+        assert "status=502" in line
 
     def test_a_stream_that_was_asked_for_and_is_none_is_a_502(self) -> None:
         """Its body is not waited for."""
@@ -284,15 +344,30 @@ class TestAnthropicClient:
 
     def test_without_a_stream_one_is_asked_for_where_that_is_configured(self) -> None:
         """Demotion: what cannot time out is folded into the one answer."""
-        proxy = routed(
-            openai=ProviderConfig(kind="openai", base_url=OPENAI, api_key=OPENAI_KEY, demote_nonstreaming=True)
-        )
+        proxy = demoted()
         client = ask(proxy)
         assert json.loads(sent(openai(proxy))[2])["stream"] is True
         openai(proxy).send(STREAM_HEAD + b"".join(map(chunk, pieces({"content": "Hel"}, {"content": "lo"}))))
         answer = client.answer()
         assert answer.header("content-type") == "application/json"
         assert answer.json["content"] == [{"type": "text", "text": "Hello"}]
+
+    def test_a_server_that_gives_no_stream_for_it_is_understood(self) -> None:
+        """The client did not ask for one."""
+        proxy = demoted()
+        client = ask(proxy)
+        respond(openai(proxy), completion(content="Hello"))
+        assert client.answer().json["content"] == [{"type": "text", "text": "Hello"}]
+
+    def test_a_client_that_leaves_a_folded_stream_is_not_answered(self, logs: list[LogEvent]) -> None:
+        """The provider is stopped, and nobody tries to tell the rest."""
+        proxy = demoted()
+        client = ask(proxy)
+        openai(proxy).send(STREAM_HEAD + chunk(pieces({"content": "Hel"})[0]))
+        client.leave()
+        assert openai(proxy).closed_by == "reset"
+        assert proxy.in_flight == 0
+        assert not failures(logs)
 
     def test_a_claude_model_goes_its_way_untouched(self) -> None:
         """Byte for byte, with the client's own key."""
@@ -346,6 +421,36 @@ class TestRules:
             403,
             {"type": "permission_error", "message": "Not in this house."},
         )
+
+    def test_a_model_that_cannot_be_replaced_is_not_asked_for(self) -> None:
+        """A body that is encoded is not read: 400, and not the model that the rule does not want."""
+        rule = RouteRule(match=Match(session=("s",)), model="claude-b")
+        proxy = InMemoryProxy(routes=(rule,))
+        client = proxy.client()
+        client.request(body=b"\x1f\x8b", headers=[("Content-Encoding", "gzip"), ("X-Claude-Code-Session-Id", "s")])
+        answer = client.answer()
+        assert answer.status == 400
+        assert "claude-b" in answer.json["error"]["message"]
+        assert not proxy.endpoint.peers
+
+    def test_a_rule_about_the_list_of_models_holds(self) -> None:
+        """Also where lists would be joined."""
+        proxy = routed(routes=(RouteRule(match=Match(path=("/v1/models",)), refuse="No lists."),))
+        answer = models(proxy, ("X-Api-Key", CLAUDE_KEY)).answer("GET")
+        assert (answer.status, answer.json["error"]["message"]) == (403, "No lists.")
+        proxy = routed(routes=(RouteRule(match=Match(path=("/v1/models",)), provider="openai"),))
+        models(proxy, ("X-Api-Key", CLAUDE_KEY))
+        assert sent(openai(proxy))[0] == "GET /v1/models?limit=1000 HTTP/1.1"
+        assert not proxy.endpoint.peers
+
+    def test_a_key_of_an_anthropic_client_stays_away_from_others(self) -> None:
+        """Also one that does not look like Anthropic's, on a path that a rule sends there as it is."""
+        rule = RouteRule(match=Match(path=("/v1/files",)), provider="openai")
+        proxy = routed(openai=ProviderConfig(kind="openai", base_url=OPENAI), routes=(rule,))
+        for field in ("X-Api-Key", "Authorization"):
+            client = proxy.client()
+            client.request("GET", "/v1/files", None, [(field, "gateway-key"), ("Anthropic-Version", "2023-06-01")])
+            assert b"gateway-key" not in openai(proxy).written
 
     def test_a_provider_of_its_own_gets_its_own_key(self) -> None:
         """And the client's goes nowhere; headers of the rule go along."""
@@ -470,6 +575,48 @@ class TestOpenAIClient:
         assert answer.status == status
         assert set(answer.json["error"]) == {"message", "type", "param", "code"}
 
+    def test_another_method_is_told_which_one(self) -> None:
+        """405 names what would do."""
+        client = InMemoryProxy().client()
+        client.request("GET", CHAT, None, BEARER)
+        answer = client.answer("GET")
+        assert (answer.status, answer.header("allow")) == (405, "POST")
+        assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+
+    @pytest.mark.parametrize(
+        ("sends", "status"),
+        [
+            (b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n", 413),
+            (b"POST %b?a=1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n", 400),
+            (b"POST %b HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+            (b"POST %b HTTP/1.1\nHost: x\n\n", 400),
+            (b"POST %b HTTP/1.1\r\nX: " + b"x" * 70_000, 431),
+            (b"\r\nPOST %b HTTP/1.1\r\nHo", 408),
+            (b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{", 408),
+        ],
+    )
+    def test_refusals_of_what_is_not_routed_are_openais(self, sends: bytes, status: int) -> None:
+        """As far as the path can be seen; and for other paths they stay Anthropic's."""
+        for path, members in ((CHAT, {"message", "type", "param", "code"}), ("/v1/messages", {"type", "message"})):
+            proxy = InMemoryProxy(max_body_bytes=1000, max_message_bytes=1000, read_timeout=5.0)
+            client = proxy.client()
+            client.send(sends.replace(b"%b", path.encode()))
+            proxy.clock.advance(6)
+            answer = client.answer()
+            assert answer.status == status
+            assert set(answer.json["error"]) == members
+
+    def test_the_drains_end_while_it_sends_is_openais(self) -> None:
+        """503, as its SDK knows it."""
+        proxy = InMemoryProxy(drain_timeout=5.0)
+        client = proxy.client()
+        client.send(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{".encode())
+        waiting = ask(proxy, CHAT, headers=BEARER, model="claude-x")
+        proxy.service.stopService()
+        proxy.clock.pump([1.0] * 6)
+        for each in (client, waiting):
+            assert (each.answer().status, each.answer().json["error"]["code"]) == (503, "overloaded")
+
     def test_errors_of_the_upstream_are_openais(self) -> None:
         """Translated, with when to come again."""
         proxy = InMemoryProxy()
@@ -565,6 +712,76 @@ class TestModels:
         answer = client.answer("GET")
         assert (answer.status, answer.json) == (401, error)
 
+    def test_the_other_list_is_not_waited_for_too_long(self, logs: list[LogEvent]) -> None:
+        """A provider that hangs keeps nobody from Anthropic's models."""
+        proxy = routed()
+        client = models(proxy, ("X-Api-Key", CLAUDE_KEY))
+        respond(proxy.upstream, ANTHROPIC_MODELS)
+        proxy.clock.advance(5)
+        assert client.answer("GET").outcome == "cut" or not client.written
+        proxy.clock.advance(6)
+        assert client.answer("GET").json == ANTHROPIC_MODELS
+        assert openai(proxy).closed_by == "reset"
+        assert any(event.get("why") == "it took more than 10 s" for event in logs)
+
+    @pytest.mark.parametrize("drained", [False, True])
+    def test_a_wait_for_the_other_list_can_be_ended(self, drained: bool, logs: list[LogEvent]) -> None:
+        """By the client, or the drain; then nobody answers any more."""
+        proxy = routed(drain_timeout=5.0)
+        client = models(proxy, ("X-Api-Key", CLAUDE_KEY))
+        respond(proxy.upstream, ANTHROPIC_MODELS)
+        if drained:
+            proxy.service.stopService()
+            proxy.clock.pump([1.0] * 6)
+            assert client.answer("GET").status == 529
+        else:
+            client.leave()
+        assert openai(proxy).closed_by == "reset"
+        assert proxy.in_flight == 0
+        assert not failures(logs)
+
+    def test_what_anthropic_said_is_recorded(self) -> None:
+        """And what the client got; the two upstreams' bytes are not mixed."""
+        keeper = FakeKeeper()
+        proxy = routed(keeper=keeper)
+        client = models(proxy, ("X-Api-Key", CLAUDE_KEY))
+        respond(openai(proxy), OPENAI_MODELS)
+        respond(proxy.upstream, ANTHROPIC_MODELS)
+        assert json.loads(keeper.only.bodies[Role.RECEIVED]) == ANTHROPIC_MODELS
+        assert keeper.only.bodies[Role.ANSWER] == client.answer("GET").body
+        assert (keeper.only.notes["provider"], keeper.only.notes["status"]) == ("anthropic", 200)
+
+    def test_errors_are_in_an_openai_clients_envelope(self) -> None:
+        """Ours, and Anthropic's."""
+        proxy = InMemoryProxy(anthropic_max_retries=0)
+        proxy.endpoint.failures.append(ConnectionRefusedError())
+        answer = models(proxy, *BEARER).answer("GET")
+        assert (answer.status, set(answer.json["error"])) == (502, {"message", "type", "param", "code"})
+        client = models(proxy, *BEARER)
+        error = {"type": "error", "error": {"type": "authentication_error", "message": "invalid x-api-key"}}
+        respond(proxy.upstream, error, 401)
+        answer = client.answer("GET")
+        assert (answer.status, answer.json["error"]["code"]) == (401, "invalid_api_key")
+
+    def test_a_key_for_another_server_is_not_sent_to_openai(self) -> None:
+        """Where nobody has said anything of OpenAI, a key that is not Anthropic's is one of the server that is set."""
+        proxy = InMemoryProxy()
+        client = models(proxy, ("Authorization", "Bearer gateway-key"))
+        assert sent(proxy.upstream)[1]["x-api-key"] == "gateway-key"
+        respond(proxy.upstream, ANTHROPIC_MODELS)
+        assert [model["id"] for model in client.answer("GET").json["data"]] == ["claude-x"]
+        assert not any(endpoint.peers for endpoint in proxy.others.values())
+
+    def test_an_openai_key_gets_openais_list(self) -> None:
+        """Anthropic is not asked with it."""
+        server = ProviderConfig(kind="openai", base_url=OPENAI)
+        proxy = routed(anthropic_base_url="https://api.anthropic.com", openai=server)
+        client = models(proxy, ("Authorization", "Bearer sk-openai"))
+        assert sent(openai(proxy))[1]["authorization"] == "Bearer sk-openai"
+        respond(openai(proxy), OPENAI_MODELS)
+        assert [model["id"] for model in client.answer("GET").json["data"]] == ["gpt-4o", "whisper-1"]
+        assert not proxy.endpoint.peers
+
     def test_an_openai_client_gets_its_own_shape(self) -> None:
         """All that it can ask for, with the key that it has."""
         proxy = routed()
@@ -584,3 +801,64 @@ class TestModels:
         assert proxy.upstream.closed_by == "reset"
         assert openai(proxy).closed_by == "reset"
         assert proxy.in_flight == 0
+
+
+def model(proxy: InMemoryProxy, name: str, *headers: tuple[str, str]) -> Client:
+    client = proxy.client()
+    client.request("GET", f"/v1/models/{name}", body=None, headers=list(headers))
+    return client
+
+
+class TestOneModel:
+    """It is asked of whom it would be asked for an answer."""
+
+    def test_claude_for_an_openai_client(self) -> None:
+        """In its shape, with its key as Anthropic takes it."""
+        proxy = InMemoryProxy()
+        client = model(proxy, "claude-x", *BEARER)
+        line, fields, _ = sent(proxy.upstream)
+        assert line == "GET /v1/models/claude-x HTTP/1.1"
+        assert (fields["x-api-key"], fields["anthropic-version"]) == (CLAUDE_KEY, "2023-06-01")
+        respond(proxy.upstream, ANTHROPIC_MODELS["data"][0])  # type: ignore[index]
+        assert client.answer("GET").json == {
+            "id": "claude-x",
+            "object": "model",
+            "created": 1735689600,
+            "owned_by": "anthropic",
+        }
+
+    def test_openais_for_an_anthropic_client(self) -> None:
+        """In its shape, with the provider's key."""
+        proxy = routed()
+        client = model(proxy, "gpt-4o", ("X-Api-Key", CLAUDE_KEY))
+        assert sent(openai(proxy))[0] == "GET /v1/models/gpt-4o HTTP/1.1"
+        assert CLAUDE_KEY.encode() not in openai(proxy).written
+        respond(openai(proxy), {"id": "gpt-4o", "object": "model", "created": 0, "owned_by": "openai"})
+        found = client.answer("GET").json
+        assert (found["type"], found["id"], found["created_at"]) == ("model", "gpt-4o", "1970-01-01T00:00:00Z")
+
+    def test_what_is_of_ones_own_is_left_alone(self) -> None:
+        """OpenAI's for OpenAI's clients, Claude for Anthropic's."""
+        proxy = routed()
+        client = model(proxy, "gpt-4o", ("Authorization", "Bearer sk-client"))
+        respond(openai(proxy), {"id": "gpt-4o", "more": [1]})
+        assert client.answer("GET").json == {"id": "gpt-4o", "more": [1]}
+        model(proxy, "claude-x", ("X-Api-Key", CLAUDE_KEY))
+        assert sent(proxy.upstream)[0] == "GET /v1/models/claude-x HTTP/1.1"
+        proxy = InMemoryProxy()
+        model(proxy, "gpt-4o", ("X-Api-Key", CLAUDE_KEY))
+        assert sent(proxy.upstream)[0] == "GET /v1/models/gpt-4o HTTP/1.1"
+
+    def test_errors_are_the_clients(self) -> None:
+        """And so is what makes no sense."""
+        proxy = routed()
+        client = model(proxy, "claude-x", *BEARER)
+        respond(proxy.upstream, {"type": "error", "error": {"type": "not_found_error", "message": "No."}}, 404)
+        answer = client.answer("GET")
+        assert (answer.status, answer.json["error"]["code"]) == (404, "not_found")
+        for said, status in (({"error": {"message": "No."}}, 404), ({}, 200), ([], 200)):
+            client = model(proxy, "gpt-4o", ("X-Api-Key", CLAUDE_KEY))
+            respond(openai(proxy), said, status)
+            answer = client.answer("GET")
+            assert answer.status == (status if status != 200 else 502)
+            assert answer.json["type"] == "error"

@@ -428,7 +428,6 @@ class TestOnTheWire:
             (TARGET, b'{"stream":"no"}'),
             (f"{TARGET}/count_tokens", ODD % b""),
             (f"{TARGET}/batches", ODD % b""),
-            ("/v1/chat/completions", ODD % b""),
         ],
     )
     def test_what_goes_up_untouched(self, upstream: StandIn, demoting: Proxy, target: str, body: bytes) -> None:

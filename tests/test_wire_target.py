@@ -361,6 +361,7 @@ class TestLoggableQuery:
             (b"beta=true?api_key=sk-ant-1", "beta=***"),
             (b"beta=true%26api_key%3Dsk-ant-1", "beta=***"),
             (b"limit=api_key=sk-ant-1", "limit=***"),
+            (b"limit=sk-ant-api03-0123456789abcdef&page=SK-ANT-0123456789abcdef", "limit=***&page=***"),
             (b"&&", "***&***&***"),
         ],
     )

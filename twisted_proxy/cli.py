@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 import sys
 import time
@@ -146,6 +148,54 @@ def import_history(arguments: Sequence[str]) -> int:
     return 0
 
 
+def status(arguments: Sequence[str]) -> int:
+    """Print what a running proxy does; the exit status is one of `twisted_proxy.status`."""
+    if _asked(arguments, "status"):
+        return 0
+    from twisted_proxy import status as looking
+
+    left = list(arguments)
+    url = left.pop(0) if left and not left[0].startswith("-") else None
+    watching = "--watch" in left
+    try:
+        config = load([each for each in left if each != "--watch"]).config
+        target = looking.target(config, url)
+    except (ConfigError, looking.BadTarget) as error:
+        print(error, file=sys.stderr)
+        return looking.UNREACHABLE
+    return looking.watch(target) if watching else looking.show(target)
+
+
+def hash_password(arguments: Sequence[str]) -> int:
+    """
+    Ask for a password, or read it from standard input, and print what can stand in its place.
+
+    Never as an argument: others see those.
+    """
+    if _asked(arguments, "hash-password"):
+        return 0
+    if arguments:
+        print("claude-proxy hash-password: takes nothing; it asks for the password, or reads it", file=sys.stderr)
+        return 2
+    from twisted_proxy.config import passwords, values
+
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            print("claude-proxy: these are two different passwords", file=sys.stderr)
+            return 1
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    try:
+        if values.parse_password(password).startswith(passwords.PREFIX):
+            raise ValueError("is a hash already")
+    except ValueError as error:
+        print(f"claude-proxy: the password {values.PASSWORD.explain(str(error))}", file=sys.stderr)
+        return 1
+    print(passwords.Hashed.of(password, os.urandom(passwords.SALT_BYTES)))
+    return 0
+
+
 def run(arguments: Sequence[str]) -> int:
     """``twistd -n claude-proxy``, in this process."""
     if _asked(arguments, "run"):
@@ -165,9 +215,15 @@ COMMANDS = {
     "explain-route": Command(
         explain_route, "say where a request, in a file or recorded, would go, and which rule says so", "FILE|ID "
     ),
+    "status": Command(
+        status,
+        "show what a running proxy does, with --watch each second; exits with 0: serving, 1: unreachable, 2: draining",
+        "[URL] [--watch] ",
+    ),
     "import": Command(
         import_history, "bring the records of claude-code-proxy, the Go program, into the store", "FILE "
     ),
+    "hash-password": Command(hash_password, "print the hash of a password, for DASHBOARD_PASSWORD"),
 }
 
 

@@ -430,6 +430,11 @@ class OriginAgent:
             connection.abort()
         return self._connect().addCallback(lambda connected: connected.send(method, target, fields, bodyProducer))
 
+    @property
+    def connections(self) -> dict[str, int]:
+        """How many are ``in_use``, those included that are about to be, and how many ``idle``."""
+        return {"in_use": len(self._all) - len(self._idle), "idle": len(self._idle)}
+
     def close(self) -> Deferred[None]:
         """Close every connection; fires when they are gone."""
         self._closed = True
@@ -468,6 +473,11 @@ class OriginAgent:
             connected.errback(Failure(ConnectTimeout("no connection, or no TLS handshake, in time")))
             abandon()
 
+        def cancelled(_: object) -> None:
+            # First, as some endpoints fail otherwise when they are: with a name that they did not find.
+            connected.errback(Failure(CancelledError()))
+            abandon()
+
         def established(connection: UpstreamConnection) -> None:
             if connected.called:
                 connection.abort()
@@ -491,7 +501,7 @@ class OriginAgent:
             self._all.add(connection)
             return connection
 
-        connected: Deferred[UpstreamConnection] = Deferred(lambda _: abandon())
+        connected: Deferred[UpstreamConnection] = Deferred(cancelled)
         timer = self._clock.callLater(CONNECT_TIMEOUT, time_out)
         factory = Factory.forProtocol(build)
         factory.noisy = False

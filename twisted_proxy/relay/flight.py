@@ -68,6 +68,10 @@ class Tap(Protocol):
         """It is over. The last call."""
 
 
+def _nothing() -> None:
+    """Nothing is to be let go."""
+
+
 @attrs.define(eq=False, kw_only=True)
 class Flight:
     """
@@ -79,9 +83,12 @@ class Flight:
     :ivar readable: the request's body, as long as somebody may ask what it says, and where it can be read.
     :ivar body_bytes: of the request, as far as they came.
     :ivar sent_bytes: of the answer's body, as far as they were written.
+    :ivar failure: why the upstream gave no answer, as `FailureKind` names it.
     :ivar on_cut: ends the answer visibly.
     :ivar tap: where what passes is recorded, if it is.
     :ivar error: type and message of the error that the client was told by us.
+    :ivar body_gone: lets go what is held for the request's body. More than one call changes nothing.
+    :ivar leave: is called once, when it is over.
     """
 
     request_id: str
@@ -98,10 +105,13 @@ class Flight:
     sent_bytes: int = 0
     first_byte_at: float | None = None
     verdict: Verdict | None = None
+    failure: str | None = None
     provider: str | None = None
     routed_model: str | None = None
     tap: Tap | None = None
     error: tuple[str, str] | None = None
+    body_gone: Callable[[], None] = _nothing
+    leave: Callable[[], None] = _nothing
     _summary: Summary | None = None
 
     @property
@@ -123,6 +133,7 @@ class Flight:
         """Keep what the body says, and not the body."""
         self._summary = self.summary
         self.readable = None
+        self.body_gone()
 
     def cut(self, reason: str) -> None:
         self.on_cut(reason)

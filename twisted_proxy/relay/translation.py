@@ -14,6 +14,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.http import PotentialDataLoss
+from zope.interface import implementer
 
 from .flight import Tap
 from .upstream import FailureKind, UpstreamError
@@ -33,12 +34,14 @@ class StreamTranslator(Interface):
     def finish(self) -> bytes: ...
 
 
+@implementer(IPushProducer)
 class Translated(Protocol):
     """
     Takes the body of a response, and hands it on translated to who would have taken it.
 
-    Backpressure, silence and the end are the other's: it has our transport. A body that ended before its last event is
-    one that was cut, also where HTTP shows no cut.
+    Backpressure and silence are the other's, which has us for its transport. A body that ended before its last event is
+    one that was cut, also where HTTP shows no cut; of one that cannot be translated, or that tells of an error, no more
+    is taken.
 
     :param inner: takes what comes out.
     :param tap: is handed the body as it comes.
@@ -56,7 +59,12 @@ class Translated(Protocol):
 
     def makeConnection(self, transport: ITransport) -> None:
         super().makeConnection(transport)
-        self._inner.makeConnection(transport)
+        self._inner.makeConnection(cast("ITransport", self))
+
+    @property
+    def tells_end_of_read(self) -> bool:
+        """As of our transport."""
+        return bool(getattr(self.transport, "tells_end_of_read", False))
 
     def read_ended(self) -> None:
         """What came with the head was delivered."""
@@ -72,9 +80,16 @@ class Translated(Protocol):
         translated = self._translator.feed(data)
         if translated:
             self._inner.dataReceived(translated)
-        if self._translator.finished:
+        if not self._translator.finished:
+            return
+        if self._translator.failure is None:
+            self._tail = self._clock.callLater(TAIL_TIMEOUT, self._producer.stopProducing)
+            # What is left to be read is not for the client, and need not wait for it.
+            self._producer.resumeProducing()
             self._end(Failure(ResponseDone()))
-            self._tail = self._clock.callLater(TAIL_TIMEOUT, self._stop)
+        else:
+            self.stopProducing()
+            self._inner.connectionLost(Failure(ResponseFailed([])))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._tail is not None and self._tail.active():
@@ -91,16 +106,30 @@ class Translated(Protocol):
         self._ended = True
         self._inner.connectionLost(reason)
 
-    def _stop(self) -> None:
-        cast("IPushProducer", self.transport).stopProducing()
+    # For who takes what comes out
+
+    def pauseProducing(self) -> None:
+        self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._producer.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Nobody wants the rest: it is not translated, and its end is not told."""
+        self._ended = True
+        self._producer.stopProducing()
+
+    @property
+    def _producer(self) -> IPushProducer:
+        return cast("IPushProducer", self.transport)
 
 
 class Collected(Protocol):
     """
     Takes the body of a response whole.
 
-    Fires :attr:`body` once: with its bytes, or with an `UpstreamError` that says why they are not all there. Cancelling it
-    closes the response's connection.
+    Fires :attr:`body` once: with its bytes, or with an `UpstreamError` that says why they are not all there. Cancelling
+    it closes the response's connection.
 
     :param limit: bytes that it may have.
     :param silence: seconds without a byte; 0 = no limit.

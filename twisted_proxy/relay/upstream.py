@@ -5,7 +5,7 @@ One upstream: a request goes out, the head of its answer comes back, or a failur
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 from OpenSSL import SSL
@@ -135,6 +135,13 @@ class _Attempt:
         self.timer = None
 
 
+@attrs.define
+class _Body:
+    """A request's body, for as long as it may have to be sent."""
+
+    data: bytes
+
+
 class Upstream:
     """
     Sends requests to one provider.
@@ -142,6 +149,7 @@ class Upstream:
     :param agent: is not to retry, follow, decode or add anything.
     :param provider_name: as the configuration calls it.
     :ivar name: its origin, for words.
+    :ivar retries: connection attempts that were made again, so far.
     """
 
     def __init__(
@@ -155,6 +163,13 @@ class Upstream:
         # As OpenAI's SDKs want it in OPENAI_BASE_URL: with the version that each of our targets begins with.
         self._has_version = provider.kind == "openai" and self._base.endswith(_VERSION)
         self.name = origin_of(provider.base_url).decode("ascii")
+        self.retries = 0
+
+    @property
+    def connections(self) -> Mapping[str, int]:
+        """How many are ``in_use``, and how many ``idle``; empty where the agent does not tell."""
+        found: Mapping[str, int] = getattr(self._agent, "connections", {})
+        return found
 
     async def send(
         self,
@@ -164,6 +179,7 @@ class Upstream:
         body: bytes | None,
         *,
         connected: Callable[[], None] = lambda: None,
+        sent: Callable[[], None] = lambda: None,
     ) -> IResponse:
         """
         Send one request and wait for the head of its answer.
@@ -175,20 +191,24 @@ class Upstream:
         :param target: path and query, which go on byte for byte behind the base URL.
         :param body: ``None`` where the client sent no body at all.
         :param connected: called when a body begins to go out, once an attempt.
+        :param sent: called when it is out, and not held here any more.
         :raises UpstreamError: there will be no answer.
         :raises CancelledError: when cancelled; the connection is closed.
         """
         if self._has_version and target.startswith(_VERSION + b"/"):
             target = target[len(_VERSION) :]
+        held = None if body is None else _Body(body)
+        del body
         attempts = 0
         while True:
             attempts += 1
             try:
-                return await self._attempt(method, self._base + target, headers, body, connected)
+                return await self._attempt(method, self._base + target, headers, held, connected, sent)
             except UpstreamError as failure:
                 failure.attempts = attempts
                 if failure.kind not in _NOTHING_SENT or attempts > self.provider.max_retries:
                     raise
+                self.retries += 1
                 delay = FIRST_RETRY_DELAY * 2 ** (attempts - 1)
                 log.warn(
                     "no connection to {upstream} ({kind}), attempt {attempt} of {attempts}; again in {delay:g}s",
@@ -201,7 +221,13 @@ class Upstream:
             await deferLater(self._clock, delay)
 
     async def _attempt(
-        self, method: bytes, uri: bytes, headers: Headers, body: bytes | None, connected: Callable[[], None]
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers,
+        body: _Body | None,
+        connected: Callable[[], None],
+        sent: Callable[[], None],
     ) -> IResponse:
         attempt = _Attempt()
         pending: Deferred[IResponse]
@@ -217,6 +243,12 @@ class Upstream:
                     self.provider.response_header_timeout, give_up, FailureKind.HEADER_TIMEOUT
                 )
 
+        def body_sent() -> None:
+            assert body is not None
+            body.data = b""
+            sent()
+            await_head()
+
         def upload_progress(moving: bool) -> None:
             attempt.stop()
             if not moving and self.provider.idle_timeout:
@@ -226,7 +258,7 @@ class Upstream:
         if body is None:
             await_head()
         else:
-            producer = BytesProducer(body, begun=connected, sent=await_head, progress=upload_progress)
+            producer = BytesProducer(body.data, begun=connected, sent=body_sent, progress=upload_progress)
         try:
             pending = self._agent.request(method, uri, headers, producer)
             return await pending
