@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from tests.dashboard import Dashboard, dashboard
 from tests.memory import Answer, Client
 from tests.store_contract import awaited, exchange_id
+from twisted_proxy import cli
 from twisted_proxy.config import DashboardConfig
 from twisted_proxy.config.passwords import Hashed
 from twisted_proxy.web.api.access import (
@@ -364,6 +366,42 @@ class TestHashes:
         """What is none, or would take a gigabyte, is refused."""
         with pytest.raises(ValueError, match="scrypt"):
             Hashed.parse(text)
+
+
+class TestCommand:
+    """``claude-proxy hash-password``."""
+
+    def test_reads_and_prints(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """The first line of standard input, where nobody types: its hash, and nothing else."""
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{PASSWORD}\nmore\n"))
+        assert cli.main(["hash-password"]) == 0
+        printed = capsys.readouterr().out
+        assert Hashed.parse(printed.strip()).matches(PASSWORD)
+        assert DashboardConfig(password=printed.strip()).password == printed.strip()
+
+    @pytest.mark.parametrize("text", ["qwerty", "", "\x07" * 9, CHEAP])
+    def test_refuses(self, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """What could not be configured, and a hash, which is not to be hashed again; it is not repeated."""
+        monkeypatch.setattr("sys.stdin", io.StringIO(text + "\n"))
+        assert cli.main(["hash-password"]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "password" in captured.err
+        assert len(text) < 5 or text not in captured.err
+
+    def test_never_an_argument(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Others could see it."""
+        assert cli.main(["hash-password", PASSWORD]) == 2
+        assert PASSWORD not in capsys.readouterr().err
+
+    def test_asks_twice(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """At a terminal; two different ones are none."""
+        typed = iter([PASSWORD, PASSWORD, PASSWORD, "wrong horse"])
+        monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+        assert cli.main(["hash-password"]) == 0
+        assert cli.main(["hash-password"]) == 1
 
 
 class TestPage:

@@ -684,7 +684,7 @@ def is_served(proxy: Proxy) -> None:
 @pytest.mark.parametrize("kind", ["headers", "body", "read"])
 def test_slow_clients_leave_others_served(kind: str, tmp_path: Path) -> None:
     """Slow headers, a slow body, slow readers, hundreds of each: all others are served, and these come to an end."""
-    timeouts = {"HEADER_TIMEOUT": "3s", "READ_TIMEOUT": "3s", "WRITE_TIMEOUT": "3s"}
+    timeouts = {"HEADER_TIMEOUT": "2s", "READ_TIMEOUT": "2s", "WRITE_TIMEOUT": "2s"}
     with ExitStack() as stack:
         upstream = stack.enter_context(RawUpstream(sends_much))
         proxy = stack.enter_context(door(tmp_path, upstream, **timeouts))

@@ -176,7 +176,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
     )),
     ("Dashboard", (
         S("DASHBOARD_PASSWORD", "dashboard.password", V.PASSWORD, ("dashboard.password",),
-          "who knows it may look and change; the password, or its hash from claude-proxy hash-password", secret=True),
+          "who knows it may look and change; the password, or its scrypt hash", secret=True),
         S("DASHBOARD_TOKEN", "dashboard.token", V.TOKEN, ("dashboard.token",),
           "for scripts, as Authorization: Bearer; without it and a password, only who asks directly from this host "
           "may look", secret=True),

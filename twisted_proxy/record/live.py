@@ -168,7 +168,7 @@ class LiveTap:
 
     def follow(self, now: float) -> None:
         """Put aside what comes from now on."""
-        begun = self.status is not None or self.passing.sent_bytes > 0
+        begun = self.passing.sent_bytes > 0 or (self.passing.demoted and self.status is not None)
         self.text = LiveText(from_start=not begun)
         self._missing = self.passing.sent_bytes
         self._joined_us = int((now - self.passing.received_at) * 1e6)

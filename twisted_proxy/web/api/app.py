@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import attrs
@@ -64,15 +64,16 @@ class Dashboard:
         self.routes = tuple(routes)
         self._guard = guard
         self._files = files
-        self._app = self._build()
-        self._resource: IResource = self._app.resource()
 
-    def _build(self) -> Klein:
+    @cached_property
+    def _resource(self) -> IResource:
+        # When somebody looks, and not before: Werkzeug compiles each rule, a millisecond each.
         app = Klein()
         for route in self.routes:
             app.route(route.rule, methods=[route.method], endpoint=route.name)(_named(partial(self._handle, route)))
         app.handle_errors(HTTPException)(_named(self._no_route))
-        return app
+        resource: IResource = app.resource()
+        return resource
 
     def has(self, request: Request, local: target.Target) -> bool:
         """Whether this is for the dashboard."""

@@ -22,8 +22,11 @@ from .app import Dashboard
 from .cache import Cache
 from .conversations import Conversations
 from .exports import Exports
-from .live import Hub, LiveApi
+from .hub import Hub
+from .in_flight import InFlight
+from .live import LiveApi
 from .login import Login
+from .news import News
 from .openapi import OpenApi
 from .records import Records
 from .replay import Replay
@@ -91,14 +94,17 @@ class Dashboards:
         self.guard = guard = Guard(config.dashboard, front.clock.seconds, thread("dashboard-passwords"))
         self._records = records = Records(reactor, make)
         transcripts = Transcripts(lambda: default_directory(config.dashboard.projects_dir, os.environ))
-        self.hub = Hub(reactor, live, front.gauge, front.drain, keeper, records, front.wall_clock, files)
+        in_flight = InFlight(reactor, live, front.gauge, front.wall_clock)
+        self.hub = Hub(
+            reactor, live, in_flight, News(records), front.gauge, front.drain, keeper, front.wall_clock, files
+        )
         parts = (
             Login(guard, record.mode),
             Requests(records),
             Cache(records, prices, now),
             Exports(records),
             Replay(records, front.drain, front.clock, site),
-            LiveApi(self.hub, guard, front.gauge, front.clock),
+            LiveApi(self.hub, guard, front.gauge, in_flight, front.clock),
             Conversations(records, transcripts, files),
             Sessions(records, transcripts, files),
             Usage(records, transcripts, files, now),
