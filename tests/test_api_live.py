@@ -18,8 +18,9 @@ from tests.memory import LAST_CHUNK, STREAM_HEAD, Client, chunk, event, read_ans
 from tests.store_contract import awaited, exchange_id
 from twisted_proxy import __version__
 from twisted_proxy.config import DashboardConfig
-from twisted_proxy.record.live import MOST_KEPT, LiveText
-from twisted_proxy.web.api.live import HELD_TOO_LONG, LINGER, MOST_NOTED, MOST_VIEWERS, TICK
+from twisted_proxy.record.live_text import MOST_KEPT, LiveText
+from twisted_proxy.web.api.hub import HELD_TOO_LONG, LINGER, MOST_VIEWERS, TICK
+from twisted_proxy.web.api.news import MOST_NOTED
 
 reactor: Any = installed_reactor
 
@@ -284,20 +285,20 @@ class TestRecords:
     @awaited
     async def test_not_known_any_more(self, board: Dashboard) -> None:
         """An id of another process, or from before nobody watched for long: `reset`, and lists are to be fetched."""
-        for last_id in ("abcdef-1", "x", "-", f"{board.proxy.service.dashboards.hub._name}-99"):
+        for last_id in ("abcdef-1", "x", "-", f"{board.proxy.service.dashboards.hub._news._name}-99"):
             viewer = Viewer(board, **{"Last-Event-ID": last_id})
             names = [each.name for each in viewer.events()]
             assert names[:2] == ["hello", "reset"]
             viewer.client.leave()
         board.proxy.clock.advance(LINGER + 1)
-        assert board.proxy.service.dashboards.hub._stop_watching is None
+        assert board.proxy.service.dashboards.hub._news._stop is None
 
     @awaited
     async def test_many_at_once(self, board: Dashboard) -> None:
         """More than can be told one by one: a `reset` in their place."""
         viewer = Viewer(board)
         await self.until(board, viewer, "reset")
-        board.proxy.service.dashboards.hub._note([exchange_id(n) for n in range(MOST_NOTED + 1)])
+        board.proxy.service.dashboards.hub._news._note([exchange_id(n) for n in range(MOST_NOTED + 1)])
         (reset,) = await self.until(board, viewer, "reset")
         assert "More was recorded" in reset.data["reason"]
 

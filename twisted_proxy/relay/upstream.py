@@ -277,6 +277,12 @@ class Upstream:
             return "The proxy failed to forward the request. Its log says more."
         return f"The upstream {self.name} {self._complain(kind, problem)}"
 
+    def _setting(self, name: str) -> str:
+        """What a person sets to change this."""
+        if self.provider_name == "anthropic":
+            return {"idle_timeout": "UPSTREAM_IDLE_TIMEOUT"}.get(name, f"ANTHROPIC_{name.upper()}")
+        return f"providers.{self.provider_name}.{name}"
+
     def _complain(self, kind: FailureKind, problem: Exception) -> str:
         match kind:
             case FailureKind.REFUSED:
@@ -294,11 +300,12 @@ class Upstream:
             case FailureKind.PROTOCOL:
                 return f"sent something that is no HTTP/1.1 response: {_words(problem)}"
             case FailureKind.UPLOAD_STALLED:
-                return f"took no byte of the request body for {self.provider.idle_timeout:g} s (UPSTREAM_IDLE_TIMEOUT)."
+                limit = f"{self.provider.idle_timeout:g} s ({self._setting('idle_timeout')})"
+                return f"took no byte of the request body for {limit}."
             case _:
                 return (
                     f"did not begin to answer within {self.provider.response_header_timeout:g} s "
-                    "(ANTHROPIC_RESPONSE_HEADER_TIMEOUT). It may still be working on the request."
+                    f"({self._setting('response_header_timeout')}). It may still be working on the request."
                 )
 
 

@@ -17,7 +17,8 @@ from zope.interface import implementer
 from ... import __version__
 from ...record.exchange import Role
 from ...record.keeper import Keeper
-from ...record.live import Block, Live, LiveTap
+from ...record.live import Live, LiveTap
+from ...record.live_text import Block
 from ...record.so_far import SoFar, read_so_far
 from ...relay.flight import Flight
 from ...relay.streaming import cut
@@ -266,7 +267,7 @@ class Hub:
         if self._keeper is None or self._keeper.mode != "full" or not after:
             for tap in wanting:
                 tap.give_up()
-        elif wanting:
+        elif wanting and self._catching_up is None:
             self._catching_up = self._clock.callLater(after[0], self._catch_up, after[1:])
 
     def _catch_up(self, after: list[float]) -> None:

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from twisted.internet.interfaces import IReactorTime
 
-from ...record.live import Block, Live, LiveTap
+from ...record.live import Live, LiveTap
+from ...record.live_text import Block
 from ...relay.flight import Flight
 from ...runtime import Gauge, InFlightRequest
 from .calls import show_time
