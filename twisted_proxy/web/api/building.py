@@ -109,7 +109,7 @@ class Dashboards:
             Sessions(records, transcripts, files),
             Usage(records, transcripts, files, now),
         )
-        documents = OpenApi().routes()
+        documents = OpenApi(files).routes()
         routes = [route for part in parts for route in part.routes()]
         whole = Dashboard(guard, [*documents, *routes], Files(packaged()))
         self.own = whole if config.dashboard.listen else None
