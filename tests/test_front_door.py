@@ -23,7 +23,7 @@ from tests.processes import Proxy, wait_for
 from tests.sockets import Client as SocketClient
 from tests.sockets import RawUpstream, read_request, request_bytes
 from twisted_proxy.web import limits
-from twisted_proxy.web.channel import GUEST_PATIENCE, LINGER, MIN_BODY_RATE
+from twisted_proxy.web.channel import GUEST_PATIENCE, LINGER
 from twisted_proxy.web.limits import BodyMemory, CredentialLimits, Hold, Refusal, Room
 
 from .exchange import OK, begun_by_h11, exchange, is_beginning
@@ -161,35 +161,16 @@ def test_who_sends_nothing_is_closed_as_idle() -> None:
     assert client.written == b""
 
 
-@pytest.mark.parametrize("begin", [POST + b"Content-Length: 1000000\r\n\r\n", CHUNKED])
-def test_a_body_that_drips(begin: bytes) -> None:
-    """`READ_TIMEOUT` is for all of it, and longer only for who sends; then 408."""
-    proxy = InMemoryProxy(read_timeout=100.0)
-    client = proxy.client()
-    client.send(begin)
-    for _ in range(100):
-        client.send(b"1" if begin != CHUNKED else b"1\r\nx\r\n")
-        proxy.clock.advance(1)
-    assert (client.written, proxy.in_flight) == (b"", 1)
-    client.send(b"1")
-    proxy.clock.advance(1)
-    client.send(b"1")
-    answer = client.answer()
-    assert (answer.status, answer.json["error"]["type"]) == (408, "timeout_error")
-    assert "READ_TIMEOUT" in answer.json["error"]["message"]
-    assert proxy.in_flight == 0
-
-
 def test_a_body_that_is_slow_but_comes() -> None:
     """Takes as long as it takes."""
     proxy = InMemoryProxy(read_timeout=10.0)
     client = proxy.client()
-    size = 100 * MIN_BODY_RATE
+    size = 100
     client.send(POST + b"Content-Length: %d\r\n\r\n" % size)
     for _ in range(100):
         proxy.clock.advance(1)
-        client.send(b"x" * MIN_BODY_RATE)
-    assert proxy.upstream.written.endswith(b"x" * MIN_BODY_RATE)
+        client.send(b"x")
+    assert proxy.upstream.written.endswith(b"x" * size)
 
 
 # Connections
@@ -702,7 +683,7 @@ def test_slow_clients_leave_others_served(kind: str, tmp_path: Path) -> None:
         while kind != "read" and open_yet:
             rounds += 1
             assert rounds < 1000
-            for client in open_yet:
+            for client in open_yet if kind == "headers" or rounds == 1 else ():
                 client.send(b"y")
             is_served(proxy)
             ended = [client for client in open_yet if has_answer(client)]

@@ -90,7 +90,7 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
         S("HEADER_TIMEOUT", "server.timeouts.header", V.SECONDS, ("header_timeout",),
           "the headers of a request must be here so long after their first byte; beyond: 408; 0: READ_TIMEOUT alone"),
         S("READ_TIMEOUT", "server.timeouts.read", V.SECONDS, ("read_timeout",),
-          "a request that brings nothing for so long, or takes longer with less than 16 KiB/s, is answered 408; "
+          "a request's body that brings nothing for so long is answered 408; "
           "0: no limit"),
         S("WRITE_TIMEOUT", "server.timeouts.write", V.SECONDS, ("write_timeout",),
           "a client that takes nothing for so long, with something to receive, is cut; 0: no limit"),

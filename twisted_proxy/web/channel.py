@@ -50,9 +50,6 @@ MAX_PIPELINED_BYTES = 1024 * 1024
 LINGER = 10.0
 """Seconds that a refused client may go on sending before the connection is closed under it (RFC 9112 §9.6)."""
 
-MIN_BODY_RATE = 16 * 1024
-"""Bytes a second with which a body may take longer than `READ_TIMEOUT`: drops do not keep a connection."""
-
 GUEST_PATIENCE = 5.0
 """Seconds in which a client for whom there is no room may say that it only asks how the process is."""
 
@@ -116,8 +113,6 @@ class Channel(http.HTTPChannel):
         self._lingering = False
         self._closed = False
         self._phase = _IDLE
-        self._body_began = 0.0
-        self._body_bytes = 0
         self.is_guest = False
         self._watch: IDelayedCall | None = None
         self._unsent = 0
@@ -135,10 +130,6 @@ class Channel(http.HTTPChannel):
             # TLS goes on reading after it was told to close: nobody could be answered.
             return
         if self._phase is _BODY:
-            self._body_bytes += len(data)
-            if self._is_dripping():
-                self._too_slow()
-                return
             self.resetTimeout()
         if not self._unread:
             self._unread = data
@@ -177,7 +168,6 @@ class Channel(http.HTTPChannel):
         if phase is _HEAD:
             self.setTimeout(self._head_timeout or None)
         elif phase is _BODY:
-            self._body_began, self._body_bytes = self.site.front.clock.seconds(), 0
             self.setTimeout(config.read_timeout or None)
         else:
             self.setTimeout(config.idle_timeout or None)
@@ -187,13 +177,6 @@ class Channel(http.HTTPChannel):
         """Seconds for a head. It belongs to the request, whose time may be shorter. 0: no limit."""
         config = self.site.front.config
         return min(filter(None, (config.header_timeout, config.read_timeout)), default=0.0)
-
-    def _is_dripping(self) -> bool:
-        """Whether the body has taken too long, however often a bit of it came."""
-        patience = self.site.front.config.read_timeout
-        if not patience:
-            return False
-        return self.site.front.clock.seconds() - self._body_began > patience + self._body_bytes / MIN_BODY_RATE
 
     def _next_piece(self) -> bytes:
         """What comes next, to be read by others; of a body, not much beyond its end, which they would copy."""
@@ -380,7 +363,9 @@ class Channel(http.HTTPChannel):
             what = f"The request's headers were not here after {self._head_timeout:g} s (HEADER_TIMEOUT)."
             self.refuse(Refusal(408, "timeout_error", what))
         elif self._phase is _BODY:
-            self._too_slow()
+            patience = self.site.front.config.read_timeout
+            what = f"No byte of the request's body came for {patience:g} s (READ_TIMEOUT)."
+            self.refuse(Refusal(408, "timeout_error", what))
         else:
             self.loseConnection()
 
@@ -407,11 +392,6 @@ class Channel(http.HTTPChannel):
     def _target_too_long(self) -> None:
         what = f"The request's target (its URL without the host) is longer than {MAX_TARGET_BYTES} bytes."
         self.refuse(Refusal(414, "invalid_request_error", what))
-
-    def _too_slow(self) -> None:
-        patience = self.site.front.config.read_timeout
-        what = f"The request's body stopped, or dripped, for {patience:g} s (READ_TIMEOUT)."
-        self.refuse(Refusal(408, "timeout_error", what))
 
     def _release_pipelined(self) -> None:
         if self._pipelined_hold is not None:
