@@ -286,7 +286,10 @@ class Channel(http.HTTPChannel):
         try:
             if isinstance(decoder, http._ChunkedTransferDecoder):
                 # Nobody is told of them; but who reads on does so from where they end.
-                parse_fields(b"".join(b"\r\n" + line for line in decoder._trailerHeaders), 0)
+                trailers = parse_fields(b"".join(b"\r\n" + line for line in decoder._trailerHeaders), 0)
+                if any(name.lower() in (b"content-length", b"transfer-encoding", b"host") for name, _ in trailers):
+                    # It must not come so late (RFC 9110 §6.5.1), and somebody might heed it.
+                    raise ProtocolError("what frames or routes a request stands in its head alone")
         except ProtocolError as fault:
             self._bad_request(f"{fault} (in a trailer)")
         else:
