@@ -21,6 +21,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tests.corpus import event as event
 from twisted_proxy.config import Config, ProviderConfig, RecordConfig
 from twisted_proxy.relay.connection import OriginAgent
 from twisted_proxy.service import ProxyService
@@ -247,11 +248,20 @@ class InMemoryProxy:
 
     :param keeper: records, if there is one. :param store: makes the store that the dashboard reads.
     :param compute: runs what would block, in place of the dashboard's threads.
+    :param tracing: makes what traces.
     :param options: fields of `Config`; those of `ProviderConfig` with ``anthropic_`` before them.
     :ivar endpoint: Anthropic's. :ivar others: those of other providers, by base URL.
     """
 
-    def __init__(self, *, keeper: Any = None, store: Any = None, compute: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        keeper: Any = None,
+        store: Any = None,
+        compute: Any = None,
+        tracing: Callable[[Clock, Config], Any] | None = None,
+        **options: Any,
+    ) -> None:
         provider = {key.removeprefix("anthropic_"): options.pop(key) for key in list(options) if "anthropic_" in key}
         provider.setdefault("base_url", ORIGIN)
         self.clock = Clock()
@@ -268,6 +278,7 @@ class InMemoryProxy:
             keeper=keeper,
             store=store,
             compute=compute,
+            tracing=None if tracing is None else tracing(self.clock, self.config),
             wall_clock=lambda: 1_700_000_000.0,
         )
         self.site = ProxySite(self.service.resource(), self.service.front)
@@ -320,10 +331,6 @@ def chunk(data: bytes) -> bytes:
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
-
-
-def event(name: str, data: str = "{}") -> bytes:
-    return f"event: {name}\ndata: {data}\n\n".encode()
 
 
 def captured(logs: list[dict[str, Any]], starts: str) -> list[str]:

@@ -55,3 +55,20 @@ def test_a_small_json_answer_is_whole(size: int) -> None:
 def test_a_large_json_answer_tells_nothing() -> None:
     """A part of JSON is no JSON."""
     assert excerpt(b"x" * (WHOLE + 1), 5000, event_stream=False) == b""
+
+
+@pytest.mark.parametrize("size", [1, 1000, 10**6])
+def test_a_stream_of_completion_chunks(size: int) -> None:
+    """Its events have no names: the end of the choice, usage and the mark of the end are found by what they hold."""
+
+    def chunk(data: str) -> bytes:
+        return f"data: {data}\n\n".encode()
+
+    said = chunk(
+        '{"choices":[{"delta":{"content":"say \\"usage\\": {} and \\"finish_reason\\": \\"x\\""}}],"usage":null}'
+    )
+    end = chunk('{"choices":[{"delta":{},"finish_reason":"stop"}]}')
+    usage = chunk('{"choices":[], "usage" : {"prompt_tokens":1}}')
+    done = chunk("[DONE]")
+    assert excerpt(said * 3000 + end + usage + done, size) == end + usage + done
+    assert excerpt(said + chunk('{"error":{"message":"m"}}'), size) == chunk('{"error":{"message":"m"}}')

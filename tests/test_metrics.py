@@ -20,17 +20,21 @@ from twisted.logger import LogEvent
 
 from tests.memory import LAST_CHUNK, STREAM_HEAD, Answer, InMemoryProxy, captured, chunk, event
 from twisted_proxy import __version__
-from twisted_proxy.config import ProviderConfig
+from twisted_proxy.config import Config, ProviderConfig, RecordConfig
 from twisted_proxy.config.model import DashboardConfig
 from twisted_proxy.metrics.families import FAMILIES
 from twisted_proxy.metrics.lag import LOOK_EVERY, LagMonitor
+from twisted_proxy.metrics.merging import merge
 from twisted_proxy.metrics.metrics import Metrics
 from twisted_proxy.metrics.models import MAX_MODELS, NONE, OTHER, ModelLabels
 from twisted_proxy.record.control import STORE_BOUNDS, Usage
 from twisted_proxy.record.journal import JournalStats
 from twisted_proxy.record.process import RecorderStatus
 from twisted_proxy.relay.flight import Flight, Verdict
+from twisted_proxy.service import ProxyServer
 from twisted_proxy.tally import Histogram
+from twisted_proxy.web.channel import GUEST_PATIENCE
+from twisted_proxy.workers.counts import of_workers
 
 ROOT = Path(__file__).parent.parent
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -162,6 +166,114 @@ class TestRequests:
         assert client.answer().status == 413
         seen = read(proxy)
         assert seen("requests_total", provider=NONE, model=NONE, status="413", verdict="refused") == 1
+
+
+class TestTheFrontDoor:
+    def test_what_it_holds(self) -> None:
+        """Connections, bytes of bodies that are still coming, credentials: each beside its limit."""
+        proxy = with_door(max_connections=7, max_bodies_bytes=1000, limit_concurrent=5)
+        client = proxy.client()
+        client.send(
+            b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Api-Key: k\r\nContent-Length: 900\r\n\r\n" + b"x" * 600
+        )
+        proxy.client()
+        seen = read(proxy)
+        # Beside the two, the one that asks.
+        assert (seen("client_connections", site="proxy"), seen("client_connections_max", site="proxy")) == (3, 7)
+        assert (seen("request_bodies_bytes"), seen("request_bodies_max_bytes")) == (600, 1000)
+        assert seen("limited_credentials", site="proxy") == 1
+        client.leave()
+        assert read(proxy)("request_bodies_bytes") == 0
+
+    def test_what_it_turns_away(self) -> None:
+        """One connection too many that wants to be served; who asks for the metrics is let in all the same."""
+        proxy = with_door(max_connections=1)
+        proxy.client()
+        guest = proxy.client()
+        guest.request()
+        assert guest.answer().status == 503
+        seen = read(proxy)
+        assert seen("client_connections_turned_away_total", site="proxy") == 1
+        assert seen("refusals_total", site="proxy", status="503") == 1
+
+    def test_a_guest_that_says_nothing(self) -> None:
+        """It is told 503 when its time is over, and counted so."""
+        proxy = with_door(max_connections=1)
+        proxy.client()
+        guest = proxy.client()
+        proxy.clock.advance(GUEST_PATIENCE)
+        assert guest.answer().status == 503
+        seen = read(proxy)
+        assert seen("client_connections_turned_away_total") == seen("refusals_total", status="503") == 1
+
+    @pytest.mark.parametrize(
+        ("sent", "wait", "status"),
+        [
+            (b"POST /v1/messages HT", 15, 408),
+            (b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nx", 600, 408),
+            (b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 501\r\n\r\n", 0, 413),
+            (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n", 0, 414),
+            (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000, 0, 431),
+            (b"GET / HTTP/1.1\r\n\r\n", 0, 400),
+        ],
+    )
+    def test_what_it_refuses(self, sent: bytes, wait: float, status: int) -> None:
+        """By status, whether or not it could be read whose request it is; once each."""
+        proxy = with_door(max_message_bytes=500)
+        client = proxy.client()
+        client.send(sent)
+        proxy.clock.advance(wait)
+        assert client.answer().status == status
+        proxy.clock.advance(60)
+        seen = read(proxy)
+        assert seen("refusals_total", site="proxy", status=str(status)) == seen("refusals_total") == 1
+        assert seen("client_connections_turned_away_total") == 0
+
+    @pytest.mark.parametrize("openai", [False, True])
+    def test_too_many_requests_and_bodies(self, openai: bool) -> None:
+        """429 and 529, under these names also where an OpenAI client is told others."""
+        proxy = with_door(limit_concurrent=1, max_bodies_bytes=1000)
+        path = "/v1/chat/completions" if openai else "/v1/messages"
+        key = ("Authorization", "Bearer sk-ant-x")
+        holding = proxy.client()
+        holding.send(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n" + b"x" * 600)
+        for _ in range(2):
+            client = proxy.client()
+            client.request(target=path, headers=[key], body=ASKING)
+        assert client.answer().status == 429
+        client = proxy.client()
+        client.request(target=path, body=b" " * 900)
+        assert client.answer().status == (503 if openai else 529)
+        seen = read(proxy)
+        assert (seen("refusals_total", status="429"), seen("refusals_total", status="529")) == (1, 1)
+        assert seen("refusals_total") == 2
+
+    def test_the_sites_of_a_server(self) -> None:
+        """A server's own, and the one that only the dashboard has."""
+        config = Config(
+            listen=("tcp:0",), dashboard=DashboardConfig(listen=("tcp:0",)), record=RecordConfig(mode="off")
+        )
+        nobody: Any = object()
+        server = ProxyServer(config, Clock(), agent=lambda _: nobody)
+        assert list(server.metrics.doors) == ["proxy", "dashboard"]
+        assert server.metrics.doors["proxy"] is server.site
+        assert server.metrics.doors["dashboard"] is server.dashboard_site
+
+    def test_in_a_site_of_another(self) -> None:
+        """It is not ours to count, and no number pretends that there were none."""
+        seen = read(InMemoryProxy())
+        assert seen("client_connections") is None
+        assert seen("refusals_total") is None
+
+
+ASKING = b'{"model":"claude-test","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
+
+
+def with_door(**options: Any) -> InMemoryProxy:
+    """A proxy that tells of its site."""
+    proxy = InMemoryProxy(**options)
+    proxy.service.metrics.doors["proxy"] = proxy.site
+    return proxy
 
 
 class TestModels:
@@ -454,12 +566,16 @@ def families_with_samples() -> Iterator[Metric]:
     usage = Usage(provider="anthropic", model="m", tokens={"input": 1}, cost_nanousd=1, unpriced=0)
     proxy = InMemoryProxy(keeper=Records(usage=(usage,)))
     metrics: Metrics = proxy.service.metrics
+    proxy.site.count_refusal(429)
+    metrics.doors["proxy"] = proxy.site
+    metrics.spans = lambda: {"exported": 1}
     flight = Flight(
-        request_id="x", method="POST", path="/v1/messages", query=None, received_at=0.0, on_cut=lambda _: None
+        request_id="x", method="POST", path="/v1/messages", query=None, received_at=0.0, on_cut=lambda *_: None
     )
     flight.verdict = Verdict.TRUNCATED
     metrics.count(flight, 1.0)
     yield from metrics.registry.collect()
+    yield from merge(of_workers(2, 2, 1))
 
 
 def test_the_families_are_those_of_the_registry() -> None:

@@ -56,6 +56,30 @@ RESPONSE_BYTES = F(
     P + "response_body_bytes_total", "counter", OF_REQUESTS, "Bytes of bodies that were written to clients."
 )
 
+# The front door
+
+CLIENT_CONNECTIONS = F(P + "client_connections", "gauge", ("site",), "Open connections of clients.")
+CLIENT_CONNECTIONS_MAX = F(
+    P + "client_connections_max",
+    "gauge",
+    ("site",),
+    "For how many of them there is room: MAX_CONNECTIONS, or what the descriptors allow.",
+)
+TURNED_AWAY = F(
+    P + "client_connections_turned_away_total", "counter", ("site",), "Connections for which there was no room."
+)
+REFUSALS = F(
+    P + "refusals_total",
+    "counter",
+    ("site", "status"),
+    "Requests that a limit or the rules of HTTP kept out, by the status of Anthropic's API.",
+)
+BODIES = F(P + "request_bodies_bytes", "gauge", ("site",), "Bytes of request bodies in memory.")
+BODIES_MAX = F(P + "request_bodies_max_bytes", "gauge", ("site",), "MAX_BODIES_BYTES.")
+CREDENTIALS = F(
+    P + "limited_credentials", "gauge", ("site",), "Credentials whose requests are counted towards their limits."
+)
+
 # Upstreams
 
 UPSTREAM_ERRORS = F(
@@ -113,11 +137,25 @@ BEHIND = F(P + "recorder_behind_bytes", "gauge", (), "Bytes in the spool that ar
 RECORDER_RESTARTS = F(P + "recorder_restarts_total", "counter", (), "How often the recorder's process died.")
 STORE_WRITES = F(P + "store_write_seconds", "histogram", (), "Time that the store took for a batch that it has kept.")
 
+# Tracing
+
+SPANS = F(
+    P + "spans_total",
+    "counter",
+    ("outcome",),
+    "Spans: exported; failed, the collector did not take them; dropped, too many were waiting.",
+)
+
 # The process
 
 DRAINING = F(P + "draining", "gauge", (), "1 from SIGTERM on.")
 DRAIN_LEFT = F(P + "drain_remaining_seconds", "gauge", (), "Until what is in flight is cut; before a drain, all of it.")
 LAG = F(P + "reactor_lag_seconds", "histogram", (), "By how much timed calls came late; looked at four times a second.")
 BUILD = F(P + "build_info", "gauge", ("version", "python", "twisted"), "1, with the versions that run.")
+
+# Workers, where there are any
+
+WORKERS = F(P + "workers", "gauge", ("state",), "Processes below one supervisor: configured, and running.")
+WORKER_RESTARTS = F(P + "worker_restarts_total", "counter", (), "How often a worker had to be started again.")
 
 FAMILIES: Final = tuple(value for value in list(globals().values()) if isinstance(value, Family))

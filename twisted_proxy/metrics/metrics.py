@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -22,6 +22,7 @@ from ..tally import Histogram
 from . import families
 from .families import Family
 from .lag import LagMonitor
+from .merging import Snapshot, merge, snapshot
 from .models import NONE, ModelLabels
 
 TTFT_BOUNDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0, 120.0, 300.0)
@@ -65,6 +66,46 @@ class Records(Protocol):
     def store_writes(self) -> Histogram: ...
 
 
+class Door(Protocol):
+    """What is asked of a site of ours (`web.channel.ProxySite`)."""
+
+    turned_away: int
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def refused(self) -> Mapping[int, int]: ...
+    @property
+    def bodies_bytes(self) -> int: ...
+    @property
+    def max_bodies_bytes(self) -> int: ...
+    @property
+    def credentials(self) -> int: ...
+
+
+class _Merged:
+    """Snapshots, as the library's encoders ask for them."""
+
+    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+        self._snapshots = snapshots
+
+    def collect(self) -> Iterator[Metric]:
+        return merge(self._snapshots)
+
+
+def expose(snapshots: Sequence[Snapshot], accept: str) -> tuple[str, bytes]:
+    """
+    What one process says, or several, as a page.
+
+    :param accept: the ``Accept`` field of who asks.
+    :return: content type, and body.
+    """
+    encode, content_type = choose_encoder(accept)
+    return content_type, encode(cast("CollectorRegistry", _Merged(snapshots)))
+
+
 class _Series:
     """What is counted of requests of one provider, model and endpoint."""
 
@@ -90,6 +131,8 @@ class Metrics:
 
     :param upstreams: by the name of their provider.
     :param records: ``None`` where nothing is recorded.
+    :ivar doors: the sites of ours, by what they are for: ``proxy``, ``dashboard``. Whoever makes one adds it.
+    :ivar spans: how many there were, by what became of them.
     """
 
     def __init__(
@@ -109,6 +152,8 @@ class Metrics:
         self._models = ModelLabels()
         self._series: dict[tuple[str, str, str], _Series] = {}
         self._errors: dict[tuple[str, str], int] = {}
+        self.doors: dict[str, Door] = {}
+        self.spans: Callable[[], Mapping[str, int]] = dict
         self.lag = LagMonitor(clock)
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -145,24 +190,24 @@ class Metrics:
             error = (key[0], kind)
             self._errors[error] = self._errors.get(error, 0) + 1
 
-    def expose(self, accept: str) -> tuple[str, bytes]:
+    def snapshot(self, worker: int | None) -> Snapshot:
         """
-        All of it, now.
+        All of it, now, for `expose`.
 
-        :param accept: the ``Accept`` field of who asks.
-        :return: content type, and body.
+        :param worker: the place of this process among others like it.
         """
-        encode, content_type = choose_encoder(accept)
-        return content_type, encode(self.registry)
+        return snapshot(self.registry.collect(), worker)
 
     # For the registry
 
     def collect(self) -> Iterator[Metric]:
         """Each family, with what there is of it now."""
         yield from self._of_requests()
+        yield from self._of_the_front_door()
         yield from self._of_upstreams()
         yield from self._of_usage()
         yield from self._of_recording()
+        yield _metric(families.SPANS, (((outcome,), count) for outcome, count in self.spans().items()))
         yield from self._of_the_process()
 
     def _of_requests(self) -> Iterator[Metric]:
@@ -182,6 +227,19 @@ class Metrics:
         yield _histogram(families.DURATION, ((key, each.duration) for key, each in series))
         yield _metric(families.REQUEST_BYTES, ((key, each.request_bytes) for key, each in series))
         yield _metric(families.RESPONSE_BYTES, ((key, each.response_bytes) for key, each in series))
+
+    def _of_the_front_door(self) -> Iterator[Metric]:
+        doors = self.doors.items()
+        yield _metric(families.CLIENT_CONNECTIONS, (((site,), door.connections) for site, door in doors))
+        yield _metric(families.CLIENT_CONNECTIONS_MAX, (((site,), door.max_connections) for site, door in doors))
+        yield _metric(families.TURNED_AWAY, (((site,), door.turned_away) for site, door in doors))
+        yield _metric(
+            families.REFUSALS,
+            (((site, str(status)), count) for site, door in doors for status, count in door.refused.items()),
+        )
+        yield _metric(families.BODIES, (((site,), door.bodies_bytes) for site, door in doors))
+        yield _metric(families.BODIES_MAX, (((site,), door.max_bodies_bytes) for site, door in doors))
+        yield _metric(families.CREDENTIALS, (((site,), door.credentials) for site, door in doors))
 
     def _of_upstreams(self) -> Iterator[Metric]:
         yield _metric(families.UPSTREAM_ERRORS, self._errors.items())

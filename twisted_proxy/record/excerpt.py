@@ -15,8 +15,15 @@ WHOLE = 256 * 1024
 """A JSON answer of at most so many bytes is looked at whole."""
 
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
-_TELLING = re.compile(rb"event: ?(?:message_start|message_delta|message_stop|error)\r?\n")
-"""Events that say who answered, how it ended and what was used, and nothing of what the model said."""
+# Events that say who answered, how it ended and what was used; of a message, nothing of what the model said.
+_OF_A_MESSAGE = re.compile(rb"event: ?(?:message_start|message_delta|message_stop|error)\r?\n")
+_OF_A_COMPLETION = re.compile(rb'data: ?\[DONE\]|"(?:usage|error)"\s*:\s*\{|"finish_reason"\s*:\s*"')
+
+
+def _is_telling(event: bytes) -> bool:
+    if event.startswith(b"data:"):
+        return _OF_A_COMPLETION.search(event) is not None
+    return _OF_A_MESSAGE.match(event) is not None
 
 
 class Excerpt:
@@ -59,7 +66,7 @@ class Excerpt:
         head, tail = bytes(self._head), b"".join(self._tail)
         # Where something is missing between the two, so is the rest of the event before it and of that behind it.
         events = _BLANK_LINE.split(head)[:-1] + _BLANK_LINE.split(tail)[1:] if self._dropped else _split(head + tail)
-        return b"".join(event + b"\n\n" for event in events if _TELLING.match(event))
+        return b"".join(event + b"\n\n" for event in events if _is_telling(event))
 
 
 def _split(stream: bytes) -> list[bytes]:
