@@ -17,7 +17,10 @@ from tests.store_contract import awaited, exchange_id
 from twisted_proxy import cli
 from twisted_proxy.config import DashboardConfig
 from twisted_proxy.config.passwords import Hashed
-from twisted_proxy.web.api.access import (
+from twisted_proxy.siblings import Alone
+from twisted_proxy.web.api.app import Door, Route
+from twisted_proxy.web.api.calls import Refusal
+from twisted_proxy.web.api.logins import (
     MOST_ATTEMPTS,
     MOST_ATTEMPTS_OF_ALL,
     MOST_SESSIONS,
@@ -25,8 +28,6 @@ from twisted_proxy.web.api.access import (
     WINDOW,
     Attempts,
 )
-from twisted_proxy.web.api.app import Door, Route
-from twisted_proxy.web.api.calls import Refusal
 
 PASSWORD = "correct horse"
 TOKEN = "token-0123456789abcdef"
@@ -307,7 +308,7 @@ class TestPassword:
         assert (await closed.ask("/api/viewer", headers=second)).json["login"] == "required"
         for _ in range(MOST_SESSIONS):
             await self.log_in(closed)
-        assert len(guard._sessions) == MOST_SESSIONS
+        assert len(guard._sessions._sessions) == MOST_SESSIONS
         assert (await closed.ask("/api/viewer", headers=first)).json["login"] == "required"
 
 
@@ -317,7 +318,7 @@ class TestAttempts:
     def test_of_all(self) -> None:
         """Many peers together are stopped, too."""
         now = [0.0]
-        attempts = Attempts(lambda: now[0])
+        attempts = Attempts(lambda: now[0], Alone())
         for number in range(MOST_ATTEMPTS_OF_ALL):
             attempts.check(f"10.0.0.{number}")
             attempts.begin(f"10.0.0.{number}")
@@ -328,7 +329,7 @@ class TestAttempts:
 
     def test_right_ones_do_not_count(self) -> None:
         """Who knows the password may log in as often as he wants."""
-        attempts = Attempts(lambda: 0.0)
+        attempts = Attempts(lambda: 0.0, Alone())
         for _ in range(2 * MOST_ATTEMPTS_OF_ALL):
             attempts.check("10.0.0.1")
             attempts.begin("10.0.0.1")

@@ -467,6 +467,7 @@ class TestPrecedence:
             "DASHBOARD_TOKEN": "0123456789abcdef",
             "DASHBOARD_LISTEN": "unix:/run/y",
             "CLAUDE_PROJECTS_DIR": "/srv/projects",
+            "WORKERS": "4",
         }
         for setting in SETTINGS:
             text = examples.get(setting.env, "33" if setting.kind in (kinds.SECONDS, kinds.SIZE, kinds.COUNT) else "")

@@ -15,11 +15,12 @@ ROOT = Path(__file__).parent.parent / "twisted_proxy"
 
 FLOORS = (
     {"__init__", "wire", "config"},
-    {"runtime", "logs", "tally"},
+    {"runtime", "fields", "logs", "tally", "siblings", "signals", "listening", "children"},
     {"relay", "record"},
-    {"metrics"},
+    {"metrics", "tracing"},
     {"web"},
     {"service"},
+    {"workers"},
     {"offline", "status"},
     {"tap", "cli"},
 )

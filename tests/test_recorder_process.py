@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,10 +24,12 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 
 from tests.processes import CHECKOUT, Process, clean_environment, wait_for
+from tests.recorded import ended, is_dead
 from tests.spooled import Spooled, exchange_id, user
+from twisted_proxy.children import LAST_RESTART, LONG_ENOUGH, environment
 from twisted_proxy.record import control
 from twisted_proxy.record.exchange import INTERRUPTED
-from twisted_proxy.record.process import LAST_RESTART, LONG_ENOUGH, WAKE_EVERY, RecorderProcess, environment
+from twisted_proxy.record.process import WAKE_EVERY, RecorderProcess
 from twisted_proxy.record.worker import Lines, prices_of
 
 LIMIT = 30.0
@@ -86,29 +88,11 @@ class Parent(Process):
         return [path for path in (self.directory / "spool").iterdir() if path.is_dir()]
 
 
-def is_dead(pid: int) -> bool:
-    """Whether a process is not there any more, or as a zombie only."""
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[Parent]:
     """A process that records into SQLite."""
     with Parent(tmp_path) as running:
         yield running
-
-
-@contextmanager
-def ended(pid: int) -> Iterator[None]:
-    """See to it that a process which may outlive its parent does not outlive the test."""
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_what_passes_is_stored_and_at_the_end_nothing_is_left(parent: Parent) -> None:

@@ -5,25 +5,25 @@ The proxy as a service: what is built from what, and the order in which it start
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import time
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet import endpoints
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.selectreactor import SelectReactor
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 from twisted.web.resource import IResource
 
 from .config import Config, ProviderConfig
-from .logs import observer
+from .listening import Listen, address_of, listen_all, listener
+from .logs import use_observer
 from .metrics.metrics import Metrics
 from .record.keeper import Keeper
 from .record.live import Live
@@ -33,9 +33,13 @@ from .relay.connection import OriginAgent
 from .relay.routing import Router
 from .relay.upstream import Upstream, endpoint_for, origin_of
 from .runtime import Drain, DrainEnd, Gauge
+from .siblings import Alone, Siblings
+from .signals import StopSignals
+from .tracing.tracing import Tracing
 from .web.api.building import Compute, Dashboards
 from .web.channel import ProxySite
 from .web.counting import Counting
+from .web.family import Family
 from .web.forward import Forwarder
 from .web.front import Front, no_record
 from .web.limits import raise_descriptor_limit
@@ -48,23 +52,6 @@ CUT_GRACE = 5.0
 """Seconds that connections have to take what is queued for them, after the drain was ended from without."""
 
 CUT_REASON = "The proxy is shutting down and could not wait any longer. Send the request again."
-
-
-BACKLOG = 1024
-"""Connections that the kernel keeps until they are accepted. Twisted's 50 are too few for a burst of agents."""
-
-
-def with_backlog(description: str) -> str:
-    """An endpoint string with our backlog, where it can have one and says none."""
-    if description.startswith(("tcp:", "ssl:")) and ":backlog=" not in description:
-        return f"{description}:backlog={BACKLOG}"
-    return description
-
-
-def _address(port: IListeningPort) -> str:
-    host: Any = port.getHost()
-    number = getattr(host, "port", None)
-    return f"{host.host}:{number}" if number is not None else str(getattr(host, "name", host))
 
 
 class ProxyService(Service):
@@ -81,6 +68,8 @@ class ProxyService(Service):
     :param keeper: replaces the one that records.
     :param store: makes what replaces the store that the dashboard reads.
     :param compute: runs what would block, in place of the dashboard's threads.
+    :param siblings: the other processes of the same proxy, if there are any.
+    :param tracing: replaces what OpenTelemetry's environment variables ask for.
     :param wall_clock: seconds since the Unix epoch.
     """
 
@@ -93,9 +82,12 @@ class ProxyService(Service):
         keeper: Keeper | None = None,
         store: Callable[[], SqlStore] | None = None,
         compute: Compute | None = None,
+        siblings: Siblings | None = None,
+        tracing: Tracing | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
+        self.siblings: Siblings = Alone() if siblings is None else siblings
         self._reactor = reactor
         self.gauge = Gauge()
         self.drain = Drain(reactor, self.gauge, timeout=config.drain_timeout, lame_duck=config.lame_duck)
@@ -108,7 +100,9 @@ class ProxyService(Service):
             for name, provider in config.providers.items()
         }
         self.metrics = Metrics(reactor, gauge=self.gauge, drain=self.drain, upstreams=upstreams, records=self.keeper)
-        live = Live(no_record if self.keeper is None else self.keeper.begin, reactor.seconds)
+        self.tracing = tracing or Tracing.of_environment(reactor, os.environ, config.providers, wall_clock)
+        self.metrics.spans = lambda: self.tracing.counts
+        live = Live(self.tracing.tracing(no_record if self.keeper is None else self.keeper.begin), reactor.seconds)
         self.front = Front(
             config=config,
             clock=reactor,
@@ -121,6 +115,7 @@ class ProxyService(Service):
         self._agents = Agents(default_directories(), reactor.seconds, self._warn)
         self._router = Router(config, self._agents)
         forwarder = Forwarder(self.front, upstreams, self._router)
+        family = Family(self.gauge, self.drain, self.keeper, reactor, self.siblings)
         self.dashboards = Dashboards(
             reactor,
             config,
@@ -128,11 +123,18 @@ class ProxyService(Service):
             self.keeper,
             live,
             lambda: ProxySite(self._tree, self.front),
+            family,
+            self.siblings,
             store=store,
             compute=compute,
         )
+        self.siblings.answer("metrics", lambda _: self.metrics.snapshot(self.siblings.place))
         pages = Pages(
-            self.gauge, self.drain, self.keeper, self.metrics, reactor, wall_clock, admit=self.dashboards.guard.admit
+            self.drain,
+            family,
+            lambda: self.siblings.ask("metrics"),
+            wall_clock,
+            admit=self.dashboards.guard.admit,
         )
         self._proxied, self._pages = Counting(self.front, forwarder.render), pages.resource()
         self._tree = Tree(self.front, self._proxied, self._pages, self.dashboards.main)
@@ -149,6 +151,7 @@ class ProxyService(Service):
             self._warn(warning)
         if self.keeper is not None:
             self.keeper.start()
+        self.tracing.start()
         self.metrics.lag.start()
 
     def stopService(self) -> Deferred[None]:
@@ -185,8 +188,10 @@ class ProxyService(Service):
         self.dashboards.end_streams()
         await self._close_front()
         await self.dashboards.close()
+        traced = self.tracing.stop()
         if self.keeper is not None:
             await self.keeper.close()
+        await traced
         self.metrics.lag.stop()
         await DeferredList([agent.close() for agent in self._own_agents], consumeErrors=True)
 
@@ -201,6 +206,18 @@ class ProxyService(Service):
         """Nothing of ours listens here."""
 
 
+def announce(config: Config, ports: Sequence[IListeningPort], dashboard_ports: Sequence[IListeningPort]) -> None:
+    """Say where the proxy is."""
+    for port in ports:
+        log.info(
+            "claude-proxy listening on {where}, forwarding to {upstream}",
+            where=address_of(port),
+            upstream=config.anthropic.base_url,
+        )
+    for port in dashboard_ports:
+        log.info("the dashboard listening on {where}", where=address_of(port))
+
+
 class ProxyServer(ProxyService):
     """
     The proxy with listening ports of its own, as ``twistd claude-proxy`` runs it.
@@ -208,51 +225,43 @@ class ProxyServer(ProxyService):
     Starting fails with ``SystemExit`` and words where a port cannot be had: a process that is deaf must not run on.
 
     :param log_file: where the application's log goes, in the configured format; ``None`` leaves it to ``twistd``.
+    :param listen: where the sockets come from.
     """
 
-    def __init__(self, config: Config, reactor: Any, *, log_file: TextIO | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        *,
+        log_file: TextIO | None = None,
+        listen: Listen | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config, reactor, **kwargs)
         self._log_file = log_file
+        self._listen = listener(reactor) if listen is None else listen
         self.site = ProxySite(self.resource(), self.front)
         self.dashboard_site = self._make_dashboard_site()
+        self.metrics.doors["proxy"] = self.site
+        if self.dashboard_site is not None:
+            self.metrics.doors["dashboard"] = self.dashboard_site
         self.ports: list[IListeningPort] = []
         self.dashboard_ports: list[IListeningPort] = []
-        self._handlers: dict[int, Any] = {}
-        self._told_to_stop = False
 
     def setServiceParent(self, parent: Any) -> None:
         super().setServiceParent(parent)
-        # twistd asks the application which observer it wants.
-        if self._log_file is not None and hasattr(parent, "setComponent"):
-            parent.setComponent(ILogObserver, observer(self.config.log_format, self._log_file))
+        use_observer(parent, self.config.log_format, self._log_file)
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
         if not isinstance(self._reactor, SelectReactor):
             raise_descriptor_limit()
-        problems: list[str] = []
         wanted = [(description, self.site) for description in self.config.listen]
         if self.dashboard_site is not None:
             wanted += [(description, self.dashboard_site) for description in self.config.dashboard.listen]
-        for description, site in wanted:
-            try:
-                listening = endpoints.serverFromString(self._reactor, with_backlog(description)).listen(site)
-            except Exception as problem:  # noqa: BLE001 - each of several addresses has its own problem
-                problems.append(f"  {description}: {problem}")
-                continue
-            listening.addCallbacks(
-                (self.ports if site is self.site else self.dashboard_ports).append,
-                lambda why, text=description: problems.append(f"  {text}: {why.value}"),
-            )
-        if problems:
-            for port in (*self.ports, *self.dashboard_ports):
-                port.stopListening()
-            raise SystemExit(
-                "claude-proxy cannot listen:\n"
-                + "\n".join(problems)
-                + "\nAnother program, perhaps another claude-proxy, may hold the address: "
-                "stop it, or choose another one with --port, --host or --listen."
-            )
+        ports = listen_all(wanted, self._listen)
+        count = len(self.config.listen)
+        self.ports, self.dashboard_ports = ports[:count], ports[count:]
         self._reactor.callWhenRunning(self._started)
 
     def hurry(self) -> None:
@@ -262,19 +271,23 @@ class ProxyServer(ProxyService):
         super().hurry()
 
     def _started(self) -> None:
-        self._take_signals()
         # Collecting garbage stops every stream. What is here for good need not be looked through each time.
         gc.collect()
         gc.freeze()
         # Only now: whoever reads it may send a signal, or a request.
-        for port in self.ports:
-            log.info(
-                "claude-proxy listening on {where}, forwarding to {upstream}",
-                where=_address(port),
-                upstream=self.config.anthropic.base_url,
-            )
-        for port in self.dashboard_ports:
-            log.info("the dashboard listening on {where}", where=_address(port))
+        self._announce()
+
+    def _announce(self) -> None:
+        """Somebody may use it from now on."""
+        StopSignals(
+            self._reactor, is_stopping=lambda: self.drain.draining, told=self._told_to_stop, hurry=self.hurry
+        ).take()
+        announce(self.config, self.ports, self.dashboard_ports)
+
+    def _told_to_stop(self, number: signal.Signals) -> None:
+        if number == signal.SIGINT:
+            # Somebody sits there: no balancer has to see us leave.
+            self.drain.skip_lame_duck()
 
     def _make_dashboard_site(self) -> ProxySite | None:
         """For the listeners that only the dashboard has; ``None``: it is where the proxy is."""
@@ -296,36 +309,3 @@ class ProxyServer(ProxyService):
         await DeferredList([site.flush() for site in filter(None, (self.site, self.dashboard_site))])
         if late.active():
             late.cancel()
-
-    # Signals
-
-    def _take_signals(self) -> None:
-        """
-        Learn which signal comes, and take the second one for "now".
-
-        Twisted's own handlers stay in charge of the first: they stop the reactor, which stops this service.
-        """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous = signal.getsignal(number)
-            if callable(previous):
-                self._handlers[number] = previous
-                signal.signal(number, self._signalled)
-
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._heed, number, frame)
-
-    def _heed(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self.drain.draining:
-            log.info("received {signal} while draining: stopping now", signal=name)
-            self.hurry()
-            return
-        if self._told_to_stop:
-            # A terminal and a wrapper tell it twice at once: that is no second thought.
-            return
-        self._told_to_stop = True
-        log.info("received {signal}", signal=name)
-        if number == signal.SIGINT:
-            # Somebody sits there: no balancer has to see us leave.
-            self.drain.skip_lame_duck()
-        self._handlers[number](number, frame)

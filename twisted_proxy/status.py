@@ -218,6 +218,9 @@ def _lines(proxy: Target, seen: Seen) -> Iterator[str]:
     age = f", the oldest for {_time(oldest)}" if _is_number(oldest) else ""
     yield f"in flight: {_text(live['in_flight'])}{age}"
     yield f"recording: {_recording(live['recording'])}"
+    workers = live.get("workers")
+    if isinstance(workers, dict):
+        yield f"workers: {_text(workers.get('running'))} of {_text(workers.get('configured'))}"
     if seen.requests:
         yield ""
         yield from _table(seen.requests[:SHOWN])

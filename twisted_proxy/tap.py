@@ -5,7 +5,6 @@ This is the only module that imports the reactor.
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -91,22 +90,12 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     from twisted_proxy.service import ProxyServer
+    from twisted_proxy.workers.supervisor import Supervisor
 
-    raise_descriptor_limit()
     for warning in options.warnings:
         log.warn("configuration: {warning}", warning=warning)
-    return ProxyServer(options.config, reactor, log_file=log_file(options.parent or {}))
-
-
-ENOUGH_DESCRIPTORS = 1 << 20
-
-
-def raise_descriptor_limit() -> None:
-    """Allow this process as many open files as it may have: a stream takes two, and shells often allow 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    serve = ProxyServer if options.config.workers == 1 else Supervisor
+    return serve(options.config, reactor, log_file=log_file(options.parent or {}))
 
 
 def log_file(twistd: Mapping[str, object]) -> TextIO | None:

@@ -162,6 +162,9 @@ class Config:
     listen: tuple[str, ...] = checked(values.ENDPOINT, (values.tcp_endpoint(DEFAULT_HOST, DEFAULT_PORT),))
     """Twisted endpoint strings."""
 
+    workers: int = checked(values.WORKERS, 1)
+    """Processes that listen there. More than one: each has its part of what is allowed to all."""
+
     header_timeout: float = checked(values.SECONDS, 15.0)
     """The headers of a request, from their first byte to their last. 0: no limit but the next one."""
 

@@ -85,6 +85,8 @@ GROUPS: tuple[tuple[str, tuple[Setting, ...]], ...] = (
           "instead of the two above: where to listen, as Twisted endpoint strings (tcp:, ssl:, unix:, "
           "systemd:); repeat the option, separate by white space in the environment, write a list in YAML",
           default="from PORT and HOST"),
+        S("WORKERS", "server.workers", V.WORKERS, ("workers",),
+          "processes that serve there, below one that keeps them running; as many as there are cores to use"),
     )),
     ("Limits towards clients", (
         S("HEADER_TIMEOUT", "server.timeouts.header", V.SECONDS, ("header_timeout",),

@@ -261,6 +261,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
 RETRIES = Kind(parse=whole(0, 100), allowed="a whole number from 0 to 100", metavar="COUNT")
 COUNT = Kind(parse=whole(0, 1_000_000), allowed="a whole number from 0 to 1000000", metavar="COUNT")
+WORKERS = Kind(parse=whole(1, 256), allowed="a whole number from 1 to 256", metavar="COUNT")
 parse_port = whole(0, 65535)
 PORT = Kind(parse=parse_port, allowed="a whole number from 0 to 65535 (0: any free port)", metavar="PORT")
 
@@ -310,19 +311,28 @@ def choice(*words: str) -> Kind[str]:
     return Kind(parse=parse, allowed=" or ".join((", ".join(rest), last)), metavar="|".join(words))
 
 
+def matching(pattern: str, problem: str) -> Callable[[object], str]:
+    """
+    A parser of text that matches as a whole.
+
+    :param problem: what is wrong with other text.
+    """
+
+    def parse(value: object) -> str:
+        text = as_text(value)
+        if not re.fullmatch(pattern, text):
+            raise ValueError(problem)
+        return text
+
+    return parse
+
+
 # -- names and places ----------------------------------------------------------------------------------------
 
 
-def parse_version(value: object) -> str:
-    """What may be the value of an ``anthropic-version`` header: it is sent as it stands."""
-    text = as_text(value)
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
-        raise ValueError("")
-    return text
-
-
+# It is sent as it stands.
 VERSION = Kind(
-    parse=parse_version,
+    parse=matching(r"[A-Za-z0-9._-]{1,64}", ""),
     allowed="a version such as 2023-06-01 (letters, digits, '.', '_', '-')",
     metavar="VERSION",
 )
@@ -476,16 +486,9 @@ PASSWORD = Kind(
 )
 
 
-def parse_token(value: object) -> str:
-    """What stands behind ``Bearer`` (RFC 6750 §2.1)."""
-    text = as_text(value)
-    if not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,1024}=*", text):
-        raise ValueError("is not a token")
-    return text
-
-
+# What stands behind ``Bearer`` (RFC 6750 §2.1).
 TOKEN = Kind(
-    parse=parse_token,
+    parse=matching(r"[A-Za-z0-9._~+/-]{16,1024}=*", "is not a token"),
     allowed="16 to 1024 letters, digits and -._~+/",
     metavar="TOKEN",
     quote=_nothing,
@@ -494,30 +497,19 @@ TOKEN = Kind(
 # -- providers and routes ------------------------------------------------------------------------------------
 
 
-def parse_api_key(value: object) -> str:
-    """What a provider takes as a key: it is sent as it stands."""
-    text = as_text(value)
-    if not re.fullmatch(r"[!-~]{1,4096}", text):
-        raise ValueError("is not a key")
-    return text
-
-
+# It is sent as it stands.
 API_KEY = Kind(
-    parse=parse_api_key, allowed="up to 4096 printable ASCII characters without blanks", metavar="KEY", quote=_nothing
+    parse=matching(r"[!-~]{1,4096}", "is not a key"),
+    allowed="up to 4096 printable ASCII characters without blanks",
+    metavar="KEY",
+    quote=_nothing,
 )
 
 
 PROVIDER_KIND = choice("anthropic", "openai")
 
 
-def parse_provider(value: object) -> str:
-    """The name of a provider."""
-    text = as_text(value)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", text):
-        raise ValueError("is not a name")
-    return text
-
-
+parse_provider = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", "is not a name")
 PROVIDER = Kind(
     parse=parse_provider,
     allowed="up to 63 letters, digits, '-' and '_', the first a letter or a digit",
@@ -525,14 +517,8 @@ PROVIDER = Kind(
 )
 
 
-def parse_model(value: object) -> str:
-    """The name of a model: it is sent as it stands."""
-    text = as_text(value)
-    if not re.fullmatch(r"[!-~]{1,256}", text):
-        raise ValueError("is not the name of a model")
-    return text
-
-
+# It is sent as it stands.
+parse_model = matching(r"[!-~]{1,256}", "is not the name of a model")
 MODEL = Kind(parse=parse_model, allowed="up to 256 printable ASCII characters without blanks", metavar="MODEL")
 
 

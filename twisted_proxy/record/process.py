@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import attrs
 import msgspec
-from twisted.internet.error import ConnectionDone, ProcessDone, ProcessExitedAlready, ProcessTerminated
+from twisted.internet.error import ConnectionDone, ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IPushProducer
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import InvalidLogLevelError, Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..children import Delay, LastWords, blocked, environment, fate
 from ..runtime import Waiters
 from ..tally import Histogram
 from . import control
@@ -27,21 +24,9 @@ from .usage_counts import UsageCounts
 
 log = Logger()
 
-FIRST_RESTART = 0.5
-LAST_RESTART = 30.0
-"""Seconds between the end of a recorder and the next: the first time, and at most."""
-LONG_ENOUGH = 60.0
-"""Seconds after which a recorder that ends is taken for one that had started well."""
 WAKE_EVERY = 0.05
-REPORT_EVERY = 10.0
-LAST_WORDS = 20
-"""Lines of its standard error that are shown when it has died."""
-MAX_WORD = 2000
 
 MODULE = "twisted_proxy.record.worker"
-
-# A terminal and systemd send them to the whole group. The recorder outlives the proxy by what is left to store.
-_NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,14 +55,6 @@ class RecorderStatus:
     restarts: int = 0
 
 
-def environment(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a child needs to import what this process does, wherever that came from."""
-    # Before all: the package that runs, also where it was imported by way of something that is not in the path.
-    ours = str(Path(__file__).resolve().parent.parent.parent)
-    path = [ours, *(str(Path(each).absolute()) for each in sys.path)]
-    return {**inherited, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
-
-
 class RecorderProcess:
     """
     Keeps a recorder running.
@@ -104,8 +81,7 @@ class RecorderProcess:
         self._child: _Child | None = None
         self._waiting: IDelayedCall | None = None
         self._waking: IDelayedCall | None = None
-        self._delay = FIRST_RESTART
-        self._started_at = 0.0
+        self._delay = Delay(reactor.seconds)
         self._restarts = 0
         self._stored = control.Status()
         self._before = control.Status()
@@ -212,10 +188,11 @@ class RecorderProcess:
 
     def _spawn(self) -> None:
         self._waiting = None
-        self._started_at = self._reactor.seconds()
+        self._delay.started()
         child = _Child(self)
         try:
-            with _blocked(_NOT_FOR_IT):
+            # It outlives this process by what is left to store.
+            with blocked():
                 self._reactor.spawnProcess(child, self._command[0], list(self._command), env=environment(), path=None)
         except OSError as problem:
             self._plan_restart(f"the recorder cannot be started: {problem}")
@@ -275,12 +252,10 @@ class RecorderProcess:
         self._plan_restart(f"the recorder {fate}", child.last_words)
 
     def _plan_restart(self, why: str, words: str = "") -> None:
-        if self._reactor.seconds() - self._started_at >= LONG_ENOUGH:
-            self._delay = FIRST_RESTART
         self._death = why
-        log.error("{why}; it is started again in {delay:g} s{words}", why=why, delay=self._delay, words=words)
-        self._waiting = self._reactor.callLater(self._delay, self._spawn)
-        self._delay = min(self._delay * 2, LAST_RESTART)
+        delay = self._delay.next()
+        log.error("{why}; it is started again in {delay:g} s{words}", why=why, delay=delay, words=words)
+        self._waiting = self._reactor.callLater(delay, self._spawn)
 
 
 @implementer(IPushProducer)
@@ -290,8 +265,7 @@ class _Child(ProcessProtocol):
     def __init__(self, owner: RecorderProcess) -> None:
         self._owner = owner
         self._line = bytearray()
-        self._error_line = bytearray()
-        self._words: deque[str] = deque(maxlen=LAST_WORDS)
+        self._words = LastWords(lambda text: log.warn("recorder: {text}", text=text))
         self._paused = False
         self._wanted = False
         self._transport: Any = None
@@ -318,7 +292,7 @@ class _Child(ProcessProtocol):
 
     @property
     def last_words(self) -> str:
-        return "".join([f"\n{line}" for line in self._words])
+        return str(self._words)
 
     # What its standard input can take
 
@@ -344,33 +318,17 @@ class _Child(ProcessProtocol):
                 message = control.from_recorder(bytes(line))
             except msgspec.MsgspecError:
                 # Somebody's print(), or the end of a line that was too long.
-                self._say(line)
+                self._words.say(line)
                 continue
             self._owner._took(message)
 
     def errReceived(self, data: bytes) -> None:
-        self._error_line += data
-        *lines, rest = self._error_line.split(b"\n")
-        self._error_line = rest[-MAX_WORD:]
-        for line in lines:
-            self._say(line)
-
-    def _say(self, line: bytes | bytearray) -> None:
-        text = line.decode("utf-8", "backslashreplace").rstrip()[:MAX_WORD]
-        if text:
-            self._words.append(text)
-            log.warn("recorder: {text}", text=text)
+        self._words.feed(data)
 
     def processEnded(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 - as in the base class
-        if self._error_line:
-            self._say(self._error_line)
-        value = reason.value
-        if isinstance(value, ProcessDone):
-            self._owner._lost(self, "exited", well=True)
-        elif isinstance(value, ProcessTerminated) and value.signal is not None:
-            self._owner._lost(self, f"was killed by signal {value.signal}", well=False)
-        else:
-            self._owner._lost(self, f"exited with status {getattr(value, 'exitCode', None)}", well=False)
+        self._words.end()
+        end, well = fate(reason)
+        self._owner._lost(self, end, well=well)
 
 
 def _usage_of(*statuses: control.Status) -> tuple[control.Usage, ...]:
@@ -394,13 +352,3 @@ def _level(name: str) -> LogLevel:
         return cast("LogLevel", LogLevel.levelWithName(name))
     except InvalidLogLevelError:
         return cast("LogLevel", LogLevel.warn)
-
-
-@contextmanager
-def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """A child that is started meanwhile has these blocked for good; here they come a little later."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

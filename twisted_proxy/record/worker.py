@@ -26,6 +26,7 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ..children import NOT_FOR_CHILDREN
 from ..logs import level_of, text_of, traceback_of
 from ..runtime import Waiters
 from . import control, pricing
@@ -59,9 +60,6 @@ SLOW: Final = 5.0
 """Seconds after which a store that does not answer is told of as a problem. It gives up itself only much later."""
 TROUBLED: Final = 4.0
 """Seconds for which the proxy's end is put off while there is a problem: the next start stores what is left."""
-
-# A terminal and systemd send them to the whole group; the proxy says when it is time.
-_NOT_FOR_US: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @implementer(IPushProducer)
@@ -549,7 +547,7 @@ async def run(reactor: Any) -> None:
 
 def main() -> None:
     """The process's entry."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_US)
+    signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_CHILDREN)
     # As much as is allowed.
     with suppress(OSError):
         os.nice(NICENESS)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 from klein import Klein
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 from twisted.web.iweb import IRequest
@@ -14,12 +13,12 @@ from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException
 
 from .. import __version__, logs
-from ..metrics.metrics import Metrics
-from ..record.keeper import Keeper
-from ..runtime import Drain, Gauge
+from ..metrics.merging import Snapshot
+from ..runtime import Drain
 from ..wire import errors
 from .answers import set_json, to_json
 from .api.calls import Refusal
+from .family import Family
 from .metrics import answer_metrics, answer_refusal
 
 RETRY_AFTER = 5
@@ -30,7 +29,7 @@ class Pages:
     """
     Klein's part of the tree. Nothing here is counted or slow; the metrics are not for everybody.
 
-    :param clock: the reactor's.
+    :param metrics: gives those of all processes.
     :param wall_clock: seconds since the Unix epoch.
     :param admit: raises a `Refusal` for who may not read the metrics.
     """
@@ -39,20 +38,16 @@ class Pages:
 
     def __init__(
         self,
-        gauge: Gauge,
         drain: Drain,
-        keeper: Keeper | None,
-        metrics: Metrics,
-        clock: IReactorTime,
+        family: Family,
+        metrics: Callable[[], Awaitable[Sequence[Snapshot]]],
         wall_clock: Callable[[], float],
         *,
         admit: Callable[[Request], object],
     ) -> None:
-        self._gauge = gauge
         self._drain = drain
-        self._keeper = keeper
+        self._family = family
         self._metrics = metrics
-        self._clock = clock
         self._wall_clock = wall_clock
         self._admit = admit
 
@@ -70,10 +65,11 @@ class Pages:
         )
 
     @app.route("/livez", methods=["GET", "HEAD"])
-    def livez(self, request: IRequest) -> bytes:
+    async def livez(self, request: IRequest) -> bytes:
         """
         ``{"status": "ok", "version": "…", "in_flight": n, "oldest_seconds": s, "draining": bool,
-        "drain_seconds_left": s, "recording": …, "timestamp": RFC 3339}``, always 200.
+        "drain_seconds_left": s, "recording": …, "timestamp": RFC 3339}``, always 200. With workers it speaks for all of
+        them, and has ``"workers": {"configured": n, "running": n}``.
 
         ``oldest_seconds`` is the age of the oldest request in flight, ``null`` if there is none; ``drain_seconds_left``
         is the time until what is in flight is cut, ``null`` while nobody has told this process to stop. Nothing here
@@ -82,42 +78,32 @@ class Pages:
         ``recording`` is `Keeper.describe`, or ``{"status": "off"}``. Trouble there is no reason to restart a process:
         it serves, and what it cannot store waits.
         """
-        oldest, draining = self._gauge.oldest(1), self._drain.draining
+        state = await self._family.state()
         return self._answer(
-            request,
-            200,
-            {
-                "status": "ok",
-                "version": __version__,
-                "in_flight": self._gauge.in_flight,
-                "oldest_seconds": round(self._clock.seconds() - oldest[0].received_at, 3) if oldest else None,
-                "draining": draining,
-                "drain_seconds_left": round(self._drain.remaining, 3) if draining else None,
-                "recording": {"status": "off"} if self._keeper is None else self._keeper.describe(),
-                "timestamp": self._timestamp(),
-            },
+            request, 200, {"status": "ok", "version": __version__, **state, "timestamp": self._timestamp()}
         )
 
     @app.route("/health", methods=["GET", "HEAD"])
-    def health(self, request: IRequest) -> bytes:
+    async def health(self, request: IRequest) -> bytes:
         """200 while new requests are welcome; 503 while draining, though requests are still served."""
         if not self._drain.draining:
             return self._answer(request, 200, {"status": "healthy", "timestamp": self._timestamp()})
+        state = await self._family.state()
         request.responseHeaders.setRawHeaders(b"Retry-After", [b"%d" % RETRY_AFTER])
         return self._answer(
             request,
             503,
-            {"status": "draining", "in_flight": self._gauge.in_flight, "timestamp": self._timestamp()},
+            {"status": "draining", "in_flight": state["in_flight"], "timestamp": self._timestamp()},
         )
 
     @app.route("/metrics", methods=["GET", "HEAD"])
-    def metrics(self, request: IRequest) -> bytes:
+    async def metrics(self, request: IRequest) -> bytes:
         """What Prometheus reads, for those who may look."""
         try:
             self._admit(cast("Request", request))
         except Refusal as refusal:
             return answer_refusal(request, refusal)
-        return answer_metrics(request, self._metrics)
+        return answer_metrics(request, await self._metrics())
 
     @app.handle_errors(HTTPException)
     def not_ours(self, request: IRequest, failure: Failure) -> bytes:

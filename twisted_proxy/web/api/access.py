@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import ipaddress
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import attrs
 from twisted.logger import Logger
 from twisted.web.http import Request
 
 from ...config.model import DashboardConfig
 from ...config.passwords import PREFIX, SALT_BYTES, Hashed
-from ..metrics import is_local
+from ...siblings import Siblings
 from .calls import Refusal, Viewer
+from .logins import SESSION_IDLE, Attempts, Sessions
+from .peers import is_direct, name_of, refuse_other_sites
 
 log = Logger()
 
 COOKIE = b"claude_proxy_session"
 
-SESSION_IDLE = 7 * 24 * 3600.0
-"""Seconds after which a session ends that nobody uses."""
-MOST_SESSIONS = 1000
-"""Beyond, the one that was used longest ago ends."""
-
-WINDOW = 300.0
-"""Seconds in which attempts are counted."""
-MOST_ATTEMPTS = 10
-"""Wrong passwords and tokens of one peer in that time."""
-MOST_ATTEMPTS_OF_ALL = 100
-MOST_PEERS = 10_000
-"""That are remembered."""
 MOST_HASHING = 8
 """Passwords that may be looked at at once: each takes 0.1 s in one thread."""
 
@@ -51,77 +37,25 @@ Compute = Callable[..., Awaitable[Any]]
 """Runs a function with arguments where it blocks nobody."""
 
 
-@attrs.define
-class _Session:
-    csrf: str
-    used_at: float
-    on_end: dict[Callable[[], None], None] = attrs.Factory(dict)
-
-
-@attrs.define
-class _Attempts:
-    since: float
-    count: int = 0
-
-
-class Attempts:
-    """
-    How often somebody guessed wrong.
-
-    :param seconds: the time, in seconds, of any clock that does not go back.
-    """
-
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self._seconds = seconds
-        self._peers: OrderedDict[str, _Attempts] = OrderedDict()
-        self._all = _Attempts(since=0.0)
-
-    def check(self, peer: str) -> None:
-        """
-        :raises Refusal: too many, from there or altogether.
-        """
-        now = self._seconds()
-        for attempts, most in ((self._peers.get(peer), MOST_ATTEMPTS), (self._all, MOST_ATTEMPTS_OF_ALL)):
-            if attempts is not None and attempts.count >= most and now < attempts.since + WINDOW:
-                wait = int(attempts.since + WINDOW - now) + 1
-                raise Refusal(429, f"Too many attempts. Try again in {wait} seconds.", {"Retry-After": str(wait)})
-
-    def begin(self, peer: str) -> None:
-        """One more. Counted before it is known to be wrong, as many may come at once."""
-        now = self._seconds()
-        of_peer = self._peers.setdefault(peer, _Attempts(since=now))
-        self._peers.move_to_end(peer)
-        if len(self._peers) > MOST_PEERS:
-            self._peers.popitem(last=False)
-        for attempts in (of_peer, self._all):
-            if now >= attempts.since + WINDOW:
-                attempts.since, attempts.count = now, 0
-            attempts.count += 1
-
-    def succeed(self, peer: str) -> None:
-        """The last one was right: neither it nor those before it count."""
-        self._peers.pop(peer, None)
-        self._all.count = max(0, self._all.count - 1)
-
-
 class Guard:
     """
     Lets in, or says why not.
 
     :param seconds: the time, in seconds, of any clock that does not go back.
     :param compute: for what takes long.
+    :param siblings: who else lets in.
     """
 
-    def __init__(self, config: DashboardConfig, seconds: Callable[[], float], compute: Compute) -> None:
+    def __init__(
+        self, config: DashboardConfig, seconds: Callable[[], float], compute: Compute, siblings: Siblings
+    ) -> None:
         self._config = config
-        self._seconds = seconds
         self._compute = compute
-        self._attempts = Attempts(seconds)
+        self._attempts = Attempts(seconds, siblings)
+        self._sessions = Sessions(seconds, siblings)
         self._hashed: Hashed | None = None
         self._hashing = 0
-        # By the hash of what is in the cookie, so that no look-up tells how much of a guess is right.
-        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
-        self._local_csrf = secrets.token_urlsafe(32)
+        self._local_csrf = siblings.secret
 
     @property
     def has_login(self) -> bool:
@@ -142,7 +76,7 @@ class Guard:
 
         :raises Refusal: who may not.
         """
-        _refuse_other_sites(request)
+        refuse_other_sites(request)
         viewer = self._recognise(request)
         if viewer is None:
             self.reach(request)
@@ -159,7 +93,7 @@ class Guard:
 
         :raises Refusal: nobody from there.
         """
-        _refuse_other_sites(request)
+        refuse_other_sites(request)
         viewer = self._recognise(request)
         if viewer is None:
             self.reach(request)
@@ -169,14 +103,15 @@ class Guard:
     def _recognise(self, request: Request) -> Viewer | None:
         bearer = _bearer(request)
         if bearer is not None and self._config.token is not None:
-            peer = _name(request)
+            peer = name_of(request)
             self._attempts.check(peer)
             if hmac.compare_digest(bearer, self._config.token.encode("ascii")):
                 return Viewer(login="none", csrf=None)
             self._attempts.begin(peer)
             raise Refusal(401, "This is not the DASHBOARD_TOKEN.", {"WWW-Authenticate": "Bearer"})
         if self.has_login:
-            found = self._find(request)
+            value = request.getCookie(COOKIE)
+            found = self._sessions.find(value) if value else None
             return None if found is None else Viewer(login="done", csrf=found[1].csrf, session=found[0].hex())
         if self._is_open_to(request):
             return Viewer(login="none", csrf=self._local_csrf)
@@ -194,11 +129,11 @@ class Guard:
         :return: the viewer, and the value of ``Set-Cookie``.
         :raises Refusal: the password is wrong, or this is one attempt too many.
         """
-        _refuse_other_sites(request)
+        refuse_other_sites(request)
         if not self.has_login:
             self.reach(request)
             raise Refusal(403, "There is no password here (DASHBOARD_PASSWORD): nobody has to log in.")
-        peer = _name(request)
+        peer = name_of(request)
         self._attempts.check(peer)
         if self._hashing >= MOST_HASHING:
             raise Refusal(429, "Too many are logging in. Try again.", {"Retry-After": "2"})
@@ -212,7 +147,7 @@ class Guard:
             log.warn("dashboard: a wrong password from {peer}", peer=peer)
             raise Refusal(401, "This is not the password.")
         self._attempts.succeed(peer)
-        return self._begin(request)
+        return await self._begin(request)
 
     def _matches(self, password: str) -> bool:
         """In a thread."""
@@ -224,33 +159,12 @@ class Guard:
             )
         return self._hashed.matches(password)
 
-    def _begin(self, request: Request) -> tuple[Viewer, str]:
-        value = secrets.token_urlsafe(32)
-        key = _key(value.encode("ascii"))
-        session = _Session(csrf=secrets.token_urlsafe(32), used_at=self._seconds())
-        self._sessions[key] = session
-        while len(self._sessions) > MOST_SESSIONS:
-            self._end(next(iter(self._sessions)))
+    async def _begin(self, request: Request) -> tuple[Viewer, str]:
+        value, key, session = await self._sessions.begin()
         cookie = f"{COOKIE.decode('ascii')}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={int(SESSION_IDLE)}"
         if request.isSecure():
             cookie += "; Secure"
         return Viewer(login="done", csrf=session.csrf, session=key.hex()), cookie
-
-    def _find(self, request: Request) -> tuple[bytes, _Session] | None:
-        value = request.getCookie(COOKIE)
-        if not value:
-            return None
-        key = _key(value)
-        session = self._sessions.get(key)
-        if session is None:
-            return None
-        now = self._seconds()
-        if now - session.used_at > SESSION_IDLE:
-            self._end(key)
-            return None
-        session.used_at = now
-        self._sessions.move_to_end(key)
-        return key, session
 
     def log_out(self, viewer: Viewer) -> str:
         """
@@ -259,7 +173,7 @@ class Guard:
         :return: the value of ``Set-Cookie``.
         """
         if viewer.session is not None:
-            self._end(bytes.fromhex(viewer.session))
+            self._sessions.end(bytes.fromhex(viewer.session))
         return f"{COOKIE.decode('ascii')}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
 
     def when_ended(self, viewer: Viewer, act: Callable[[], None]) -> Callable[[], None]:
@@ -268,21 +182,9 @@ class Guard:
 
         :return: what makes that undone.
         """
-        session = None if viewer.session is None else self._sessions.get(bytes.fromhex(viewer.session))
-        if session is None:
-            return lambda: None
-        session.on_end[act] = None
-        return lambda: session.on_end.pop(act, None)
-
-    def _end(self, key: bytes) -> None:
-        session = self._sessions.pop(key, None)
-        if session is not None:
-            for act in list(session.on_end):
-                act()
-
-
-def _key(value: bytes) -> bytes:
-    return hashlib.sha256(value).digest()
+        return (
+            (lambda: None) if viewer.session is None else self._sessions.when_ended(bytes.fromhex(viewer.session), act)
+        )
 
 
 def _bearer(request: Request) -> bytes | None:
@@ -291,42 +193,3 @@ def _bearer(request: Request) -> bytes | None:
         return None
     scheme, _, token = given[0].strip().partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else None
-
-
-_MORE_FORWARDED = (b"x-forwarded-", b"cf-connecting-", b"true-client-ip", b"x-client-ip", b"x-cluster-client-ip")
-
-
-def is_direct(request: Request) -> bool:
-    """`is_local`, and no field that any proxy might add."""
-    return is_local(request) and not any(
-        name.lower().startswith(_MORE_FORWARDED) for name, _ in request.requestHeaders.getAllRawHeaders()
-    )
-
-
-def _name(request: Request) -> str:
-    """By what attempts are counted: an address, or an IPv6 network, all of which one peer may have."""
-    host = str(getattr(request.getClientAddress(), "host", "local"))
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
-    return host
-
-
-def _refuse_other_sites(request: Request) -> None:
-    """
-    Refuse what a page of another site makes a browser send. Browsers say so (https://www.w3.org/TR/fetch-metadata/);
-    those that do not say where a request that changes something comes from.
-    """
-    fields = request.requestHeaders
-    site = fields.getRawHeaders(b"Sec-Fetch-Site", [b""])[0].strip().lower()
-    origin = fields.getRawHeaders(b"Origin", [b""])[0].strip()
-    foreign = site not in (b"", b"same-origin", b"none")
-    if not site and origin:
-        foreign = origin.partition(b"://")[2].lower() != fields.getRawHeaders(b"Host", [b""])[0].strip().lower()
-    if foreign:
-        raise Refusal(403, "A page of another site asks. The dashboard's API is for its own page, and for scripts.")

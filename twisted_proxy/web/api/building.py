@@ -15,13 +15,16 @@ from ...record.live import Live
 from ...record.opening import store_of
 from ...record.sql import SqlStore
 from ...record.threads import Crew
+from ...siblings import Siblings
 from ..channel import ProxySite
+from ..family import Family
 from ..front import Front
 from .access import Guard
 from .app import Dashboard
 from .cache import Cache
 from .conversations import Conversations
 from .exports import Exports
+from .fan_in import FanIn
 from .hub import Hub
 from .in_flight import InFlight
 from .live import LiveApi
@@ -62,6 +65,8 @@ class Dashboards:
         keeper: Keeper | None,
         live: Live,
         site: Callable[[], ProxySite],
+        family: Family,
+        siblings: Siblings,
         *,
         store: Callable[[], SqlStore] | None = None,
         compute: Compute | None = None,
@@ -91,20 +96,19 @@ class Dashboards:
                 return store_of(reactor, db_path=str(Path(record.db_path).absolute()), database_url=record.database_url)
 
         files = thread("dashboard-files")
-        self.guard = guard = Guard(config.dashboard, front.clock.seconds, thread("dashboard-passwords"))
+        self.guard = guard = Guard(config.dashboard, front.clock.seconds, thread("dashboard-passwords"), siblings)
         self._records = records = Records(reactor, make)
         transcripts = Transcripts(lambda: default_directory(config.dashboard.projects_dir, os.environ))
         in_flight = InFlight(reactor, live, front.gauge, front.wall_clock)
-        self.hub = Hub(
-            reactor, live, in_flight, News(records), front.gauge, front.drain, keeper, front.wall_clock, files
-        )
+        self.hub = hub = Hub(reactor, live, in_flight, News(records), family, keeper, front.wall_clock, files)
+        fan_in = FanIn(hub, siblings)
         parts = (
             Login(guard, record.mode),
             Requests(records),
             Cache(records, prices, now),
             Exports(records),
             Replay(records, front.drain, front.clock, site),
-            LiveApi(self.hub, guard, front.gauge, in_flight, front.clock),
+            LiveApi(hub, fan_in, guard, in_flight, family, siblings, front.clock),
             Conversations(records, transcripts, files),
             Sessions(records, transcripts, files),
             Usage(records, transcripts, files, now),

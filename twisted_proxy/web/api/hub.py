@@ -22,7 +22,7 @@ from ...record.live_text import Block
 from ...record.so_far import SoFar, read_so_far
 from ...relay.flight import Flight
 from ...relay.streaming import cut
-from ...runtime import Drain, Gauge
+from ..family import Family, together
 from .calls import Refusal, show_time
 from .in_flight import MOST_SHOWN, InFlight
 from .news import News, frame
@@ -55,11 +55,16 @@ class Watcher:
 
     Nothing waits here for one that is slow: what it is behind is known by what it was told last.
 
+    :param request: whose answer is written; ``None`` where `write` is another.
+    :ivar whole: whether it is told everything, or only what passes here.
     :ivar position: the number of the record that it was told last.
     :ivar texts: how much of each block of each flight it was told.
+    :ivar on_flow: told when it takes nothing any more, or something again.
     """
 
-    def __init__(self, request: Request, now: float) -> None:
+    whole = True
+
+    def __init__(self, request: Request | None, now: float) -> None:
         self.request = request
         self.done: Deferred[None] = Deferred()
         self.position = 0
@@ -69,21 +74,27 @@ class Watcher:
         self.held_since: float | None = None
         self.heard_at = now
         self.seconds: Callable[[], float] = lambda: now
+        self.on_flow: Callable[[bool], None] = lambda held: None
 
     def pauseProducing(self) -> None:
         if self.held_since is None:
             self.held_since = self.seconds()
+            self.on_flow(True)
 
     def resumeProducing(self) -> None:
         self.held_since = None
+        self.on_flow(False)
 
     def stopProducing(self) -> None:
         self.held_since = self.seconds()
 
     def write(self, frames: Iterable[bytes]) -> None:
         data = b"".join(frames)
-        if data:
+        if data and self.request is not None:
             self.request.write(data)
+
+    def tell_state(self, state: Json) -> None:
+        """How it is here, for one that is not told as a whole."""
 
     def end(self) -> None:
         """Finish the answer."""
@@ -105,8 +116,7 @@ class Hub:
         live: Live,
         in_flight: InFlight,
         news: News,
-        gauge: Gauge,
-        drain: Drain,
+        family: Family,
         keeper: Keeper | None,
         wall_clock: Callable[[], float],
         compute: Callable[..., Awaitable[Any]],
@@ -115,8 +125,8 @@ class Hub:
         self._live = live
         self._in_flight = in_flight
         self._news = news
-        self._gauge = gauge
-        self._drain = drain
+        self._family = family
+        self._elsewhere: dict[int, Json] = {}
         self._keeper = keeper
         self._wall_clock = wall_clock
         self._compute = compute
@@ -153,8 +163,12 @@ class Hub:
             self._live.watch()
             self._ticking = self._clock.callLater(TICK, self._tick)
             self._catch_up_later(list(CATCH_UP_AFTER))
-        self._news.begin()
         self._live.look()
+        if not watcher.whole:
+            watcher.tell_state(self._family.own_state())
+            watcher.write(self._flights_for(watcher, {}))
+            return
+        self._news.begin()
         self._status = self.status()
         first = [frame("hello", {"version": __version__, "resumed": position is not None})]
         if last_id is not None and position is None:
@@ -173,6 +187,7 @@ class Hub:
             self._catching_up.cancel()
             self._catching_up = None
         self._live.unwatch()
+        self._elsewhere.clear()
         if self._lingering is None and not self._closed:
             self._lingering = self._clock.callLater(LINGER, self._forget)
 
@@ -192,15 +207,31 @@ class Hub:
     # What is told
 
     def status(self) -> Json:
-        """``Status``."""
-        draining = self._drain.draining
+        """``Status``, as far as it is known while somebody watches."""
+        return self.in_words(together([self._family.own_state(), *self._elsewhere.values()]))
+
+    def in_words(self, state: Json) -> Json:
+        """A state as ``Status``."""
+        left = state["drain_seconds_left"]
         return {
-            "inFlight": self._gauge.in_flight,
-            "draining": draining,
-            "drainSecondsLeft": round(self._drain.remaining, 1) if draining else None,
-            "recording": {"status": "off"} if self._keeper is None else self._keeper.describe(),
+            "inFlight": state["in_flight"],
+            "draining": state["draining"],
+            "drainSecondsLeft": None if left is None else round(left, 1),
+            "recording": state["recording"],
             "now": self._now(),
         }
+
+    def heard(self, member: int, state: Json | None) -> None:
+        """How it is with another worker; ``None``: there is none any more."""
+        if state is None:
+            self._elsewhere.pop(member, None)
+        elif self._watchers:
+            self._elsewhere[member] = state
+
+    @property
+    def now(self) -> float:
+        """Seconds, by the reactor's clock."""
+        return self._clock.seconds()
 
     def flights(self) -> list[Json]:
         """``Flight`` of what is in flight, the oldest first."""
@@ -224,14 +255,17 @@ class Hub:
         if self._ticks % STATUS_EVERY == 0:
             self._news.begin()
         common: list[bytes] = []
+        numbers: list[bytes] = []
         status = self.status()
         changed = any(status[name] != self._status.get(name) for name in ("inFlight", "draining"))
         if changed or self._ticks % STATUS_EVERY == 0:
             self._status = status
             common.append(frame("status", status))
-        if self._ticks % NUMBERS_EVERY == 0 and self._gauge.in_flight:
-            shown = self._in_flight.shown
-            common.append(frame("numbers", {"requests": [self._in_flight.numbers(each) for each in shown]}))
+            state = self._family.own_state()
+            for watcher in self._watchers:
+                watcher.tell_state(state)
+        if self._ticks % NUMBERS_EVERY == 0 and (shown := self._in_flight.shown):
+            numbers.append(frame("numbers", {"requests": [self._in_flight.numbers(each) for each in shown]}))
         made: dict[object, bytes] = {}
         now = self._clock.seconds()
         in_flight = self._in_flight.ids
@@ -240,12 +274,11 @@ class Hub:
                 if now - watcher.held_since > HELD_TOO_LONG:
                     self._cut_off(watcher)
                 continue
-            frames = [
-                *self._landed_for(watcher, in_flight),
-                *self._flights_for(watcher, made),
-                *self._news_for(watcher),
-                *common,
-            ]
+            frames = [*self._landed_for(watcher, in_flight), *self._flights_for(watcher, made), *numbers]
+            if not watcher.whole:
+                watcher.write(frames)
+                continue
+            frames += [*self._news_for(watcher), *common]
             if frames:
                 watcher.heard_at = now
             elif now - watcher.heard_at >= HEARTBEAT_EVERY * TICK:
@@ -257,7 +290,8 @@ class Hub:
     def _cut_off(self, watcher: Watcher) -> None:
         log.info("dashboard: a viewer took nothing for {seconds:.0f}s and was cut off", seconds=HELD_TOO_LONG)
         self.leave(watcher)
-        cut(watcher.request)
+        if watcher.request is not None:
+            cut(watcher.request)
 
     # The beginning of what was joined in its middle
 
