@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.web.http_headers import Headers
 
-from twisted_proxy.relay.fields import headers_of
+from twisted_proxy.fields import headers_of
 from twisted_proxy.wire.http1 import ProtocolError
 from twisted_proxy.wire.request_head import MAX_FIELDS, RequestHead, parse
 from twisted_proxy.wire.target import BadTarget

@@ -16,8 +16,8 @@ from twisted.logger import Logger
 log = Logger()
 
 
-class InFlightRequest(Protocol):
-    """What the gauge knows of a request that it counts."""
+class ReceivedRequest(Protocol):
+    """What is known of a request when its headers are in."""
 
     @property
     def request_id(self) -> str: ...
@@ -26,13 +26,21 @@ class InFlightRequest(Protocol):
     @property
     def path(self) -> str: ...
     @property
-    def model(self) -> str | None: ...
-    @property
     def received_at(self) -> float:
-        """When its headers were in, by the reactor's clock, in seconds."""
+        """When that was, by the reactor's clock, in seconds."""
+
+
+class InFlightRequest(ReceivedRequest, Protocol):
+    """What the gauge knows of a request that it counts."""
+
+    @property
+    def model(self) -> str | None: ...
 
     def cut(self, reason: str) -> None:
         """End it now, visibly to its client. Called at most once, by the drain."""
+
+    def cut_by_hand(self, reason: str) -> None:
+        """The same, for somebody who wants this one to end."""
 
 
 class Waiters:

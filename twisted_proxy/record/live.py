@@ -18,27 +18,13 @@ from ..wire.claude_code import Origin
 from ..wire.headers import is_event_stream
 from .exchange import Role
 from .live_text import LiveText
+from .recording import Passing
 from .so_far import SoFar
 
 MOST_FOLLOWED = 100
 """Requests of which the text is followed at a time."""
 MOST_ASIDE = 1024 * 1024
 """Bytes that one request's tap puts aside between two looks; more is not looked at."""
-
-
-class Passing(Protocol):
-    """
-    What is asked about a request in flight: `relay.flight.Flight` knows it.
-
-    Times are of the reactor's clock, in seconds.
-    """
-
-    demoted: bool
-    sent_bytes: int
-    received_at: float
-
-    @property
-    def request_id(self) -> str: ...
 
 
 class _Inner(Protocol):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.web.http_headers import Headers
 
+from ..fields import fields_of
+from ..runtime import ReceivedRequest
 from ..wire import headers, target
 from ..wire.body import Summary
 from .digest import read_answer
@@ -32,7 +35,7 @@ class _Value(Protocol):
     def value(self) -> str: ...
 
 
-class Passing(Protocol):
+class Passing(ReceivedRequest, Protocol):
     """
     What a recording asks about a request: `relay.flight.Flight` knows it.
 
@@ -40,15 +43,7 @@ class Passing(Protocol):
     """
 
     @property
-    def request_id(self) -> str: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
     def query(self) -> bytes | None: ...
-    @property
-    def received_at(self) -> float: ...
     @property
     def body_bytes(self) -> int: ...
     @property
@@ -94,7 +89,7 @@ class Recording:
         """Record a request from now on, when its header block is in."""
         path = passing.path.encode("ascii")
         keeps = target.keeps_bodies(path)
-        pairs = _pairs(fields)
+        pairs = list(fields_of(fields))
         tap = self._journal(
             passing.request_id,
             Opened(
@@ -117,10 +112,6 @@ class Recording:
         if credential is None:
             return None
         return hashlib.blake2b(credential, key=self._key, digest_size=CREDENTIAL_BYTES).hexdigest()
-
-
-def _pairs(fields: Headers) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, values in fields.getAllRawHeaders() for value in values]
 
 
 class ExchangeTap:
@@ -147,7 +138,9 @@ class ExchangeTap:
 
     def head(self, status: int, fields: Headers, now: float) -> None:
         self._tap.note(
-            status=status, headers_us=self._us(now), response_headers=headers.recorded_response(_pairs(fields))
+            status=status,
+            headers_us=self._us(now),
+            response_headers=headers.recorded_response(fields_of(fields)),
         )
 
     def received(self, data: bytes, now: float) -> None:
@@ -247,22 +240,11 @@ def read_key(directory: Path) -> bytes:
     path = directory / "credential-key"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = directory / f".credential-key.{os.getpid()}.{secrets.token_hex(4)}"
-        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.write(descriptor, secrets.token_bytes(KEY_BYTES))
-            # Before it has its name: a host that loses power must not leave an empty key behind.
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        try:
-            # Two processes may start at once: the first one's key is everybody's, and nobody reads half of one.
-            os.link(made, path)
-        except FileExistsError:
-            pass
-        finally:
-            made.unlink()
-        key = path.read_bytes()
+            key = path.read_bytes()
+        except FileNotFoundError:
+            _make_key(path)
+            key = path.read_bytes()
         if len(key) != KEY_BYTES:
             raise OSError(f"it has {len(key)} bytes instead of {KEY_BYTES}; delete it, and another one is made")
         return key
@@ -274,3 +256,24 @@ def read_key(directory: Path) -> bytes:
             problem=str(problem),
         )
         return secrets.token_bytes(KEY_BYTES)
+
+
+def _make_key(path: Path) -> None:
+    """
+    Make a key, unless somebody else does so first: that one is everybody's. Nobody reads half of one.
+
+    :raises OSError: it cannot be made; nothing is left of it.
+    """
+    made = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        try:
+            os.write(descriptor, secrets.token_bytes(KEY_BYTES))
+            # Before it has its name: a host that loses power must not leave an empty key behind.
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with suppress(FileExistsError):
+            os.link(made, path)
+    finally:
+        made.unlink()

@@ -42,8 +42,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from ..fields import headers_of, lines_of
 from ..wire.http1 import Framing, Head, ProtocolError, Received, ResponseReader
-from .fields import headers_of
 from .transports import abort, chunk, write_now
 
 IDLE_TIMEOUT = 50.0
@@ -104,7 +104,7 @@ class Response:
         for data in early:
             protocol.dataReceived(data)
         if self._ended is not None:
-            protocol.connectionLost(self._ended)
+            self._tell_end(self._ended)
         elif early:
             self.resumeProducing()
 
@@ -127,8 +127,13 @@ class Response:
     def ended(self, reason: Failure) -> None:
         self._connection = None
         self._ended = reason
-        if self._protocol is not None:
-            self._protocol.connectionLost(reason)
+        self._tell_end(reason)
+
+    def _tell_end(self, reason: Failure) -> None:
+        # It has us for its transport: to know it any longer would keep both until garbage is collected.
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None:
+            protocol.connectionLost(reason)
 
     # To the connection; after the end there is nothing left to pause or stop.
 
@@ -417,11 +422,7 @@ class OriginAgent:
         if not uri.startswith(self._origin + b"/"):
             return fail(ValueError(f"this agent speaks to {self._origin.decode('ascii')} only"))
         target = uri[len(self._origin) :]
-        lines = [self._host]
-        if headers is not None:
-            for name, values in headers.getAllRawHeaders():
-                lines += [b"%b: %b\r\n" % (name, value) for value in values]
-        fields = b"".join(lines)
+        fields = b"".join([self._host, *([] if headers is None else lines_of(headers))])
         while self._idle:
             # The one that was used last is the least likely to be closed by the peer.
             connection = self._idle.pop()
@@ -457,6 +458,7 @@ class OriginAgent:
             connection.abort()
 
     def _connect(self) -> Deferred[UpstreamConnection]:
+        # What may have to be given up. Each knows these functions: it is forgotten as soon as that is settled.
         opened: list[UpstreamConnection] = []
 
         def stop_timer() -> None:
@@ -483,6 +485,7 @@ class OriginAgent:
                 connection.abort()
                 return
             stop_timer()
+            opened.clear()
             connected.callback(connection)
 
         def failed(reason: Failure) -> None:
@@ -493,6 +496,7 @@ class OriginAgent:
         def lost(connection: UpstreamConnection, reason: Failure) -> None:
             # Before it was established: the TLS handshake failed.
             failed(reason)
+            opened.clear()
             self._forget(connection)
 
         def build() -> UpstreamConnection:

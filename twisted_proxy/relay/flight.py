@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 from twisted.web.http_headers import Headers
@@ -27,10 +27,16 @@ class Verdict(enum.Enum):
     """The client took nothing for the write timeout."""
     DRAINED = "drained"
     """Cut when the drain came to its end."""
+    CUT = "cut"
+    """Cut by somebody at the dashboard."""
     FAILED = "failed"
     """No answer came; the client got an error of ours."""
     REFUSED = "refused"
     """Not forwarded: the request was one that we do not accept."""
+
+
+TOLD_WHEN_CUT: Final = {Verdict.DRAINED: (529, "overloaded_error"), Verdict.CUT: (500, "api_error")}
+"""What the client of a request that is cut is told: a status, if there is one to choose yet, and a type of error."""
 
 
 class Tap(Protocol):
@@ -84,7 +90,7 @@ class Flight:
     :ivar body_bytes: of the request, as far as they came.
     :ivar sent_bytes: of the answer's body, as far as they were written.
     :ivar failure: why the upstream gave no answer, as `FailureKind` names it.
-    :ivar on_cut: ends the answer visibly.
+    :ivar on_cut: ends the answer visibly, with a reason for the client and a verdict of `TOLD_WHEN_CUT`.
     :ivar tap: where what passes is recorded, if it is.
     :ivar error: type and message of the error that the client was told by us.
     :ivar body_gone: lets go what is held for the request's body. More than one call changes nothing.
@@ -96,7 +102,7 @@ class Flight:
     path: str
     query: bytes | None
     received_at: float
-    on_cut: Callable[[str], None]
+    on_cut: Callable[[str, Verdict], None]
     readable: bytes | None = None
     demoted: bool = False
     betas: str | None = None
@@ -136,7 +142,10 @@ class Flight:
         self.body_gone()
 
     def cut(self, reason: str) -> None:
-        self.on_cut(reason)
+        self.on_cut(reason, Verdict.DRAINED)
+
+    def cut_by_hand(self, reason: str) -> None:
+        self.on_cut(reason, Verdict.CUT)
 
     def log_access(self, now: float) -> None:
         """Write the access line of a request that is over."""

@@ -52,14 +52,16 @@ class Translated(Protocol):
     ) -> None:
         self._clock = clock
         self._translator = translator
-        self._inner = inner
+        # Until the end: it has us for its transport, and both would wait for the garbage collector.
+        self._inner: Protocol | None = inner
         self._tap = tap
         self._ended = False
         self._tail: IDelayedCall | None = None
 
     def makeConnection(self, transport: ITransport) -> None:
         super().makeConnection(transport)
-        self._inner.makeConnection(cast("ITransport", self))
+        if self._inner is not None:
+            self._inner.makeConnection(cast("ITransport", self))
 
     @property
     def tells_end_of_read(self) -> bool:
@@ -77,9 +79,7 @@ class Translated(Protocol):
             self._tap.received(data, self._clock.seconds())
         if self._ended:
             return
-        translated = self._translator.feed(data)
-        if translated:
-            self._inner.dataReceived(translated)
+        self._pass_on(self._translator.feed(data))
         if not self._translator.finished:
             return
         if self._translator.failure is None:
@@ -88,23 +88,28 @@ class Translated(Protocol):
             self._producer.resumeProducing()
             self._end(Failure(ResponseDone()))
         else:
-            self.stopProducing()
-            self._inner.connectionLost(Failure(ResponseFailed([])))
+            self._ended = True
+            self._producer.stopProducing()
+            self._end(Failure(ResponseFailed([])))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._tail is not None and self._tail.active():
             self._tail.cancel()
         if self._ended:
             return
-        rest = self._translator.finish()
-        if rest:
-            self._inner.dataReceived(rest)
+        self._pass_on(self._translator.finish())
         whole = self._translator.failure is None
         self._end(Failure(ResponseDone()) if whole else Failure(ResponseFailed([reason])))
 
+    def _pass_on(self, translated: bytes) -> None:
+        if translated and self._inner is not None:
+            self._inner.dataReceived(translated)
+
     def _end(self, reason: Failure) -> None:
         self._ended = True
-        self._inner.connectionLost(reason)
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            inner.connectionLost(reason)
 
     # For who takes what comes out
 
@@ -117,6 +122,7 @@ class Translated(Protocol):
     def stopProducing(self) -> None:
         """Nobody wants the rest: it is not translated, and its end is not told."""
         self._ended = True
+        self._inner = None
         self._producer.stopProducing()
 
     @property

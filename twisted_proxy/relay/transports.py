@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 
 from twisted.internet.interfaces import ITransport
@@ -22,6 +23,23 @@ def unsent_bytes(transport: object) -> int:
     if transport is None:
         return 0
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def has_unread(transport: object) -> bool:
+    """
+    Whether the peer has sent something that the reactor has not read yet; TLS is looked through.
+
+    A transport that is not TCP does not show it: ``False``.
+    """
+    while transport is not None and not isinstance(transport, Connection):
+        transport = getattr(transport, "transport", None)
+    if transport is None or not transport.connected:
+        return False
+    try:
+        return bool(transport.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        # Nothing is there, or nothing ever will be.
+        return False
 
 
 def chunk(data: bytes) -> tuple[bytes, bytes, bytes]:

@@ -21,10 +21,10 @@ from twisted.web import http, server
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 
-from ..relay.fields import headers_of
+from ..fields import headers_of, lines_of
 from ..relay.flight import Verdict
-from ..relay.transports import abort, unsent_bytes, write_now
-from ..runtime import Waiters
+from ..relay.transports import abort, has_unread, unsent_bytes, write_now
+from ..runtime import DrainEnd, Waiters
 from ..wire import request_head
 from ..wire.headers import connection_options
 from ..wire.http1 import ProtocolError, parse_fields
@@ -55,6 +55,13 @@ GUEST_PATIENCE = 5.0
 
 COMPLAIN_EVERY = 10.0
 """Seconds between two lines that say how many connections were turned away."""
+
+LAST_CALL = 1.0
+"""
+Seconds without a request after which a drained process closes a connection: its client may have one on the way.
+
+Who uses a connection again within this time is answered, and told to use it no more. (nginx: `keepalive_min_timeout`.)
+"""
 
 LOOK_EVERY = 0.25
 """Seconds between two looks at a connection that has something to be sent, or waits for TLS to close."""
@@ -114,6 +121,7 @@ class Channel(http.HTTPChannel):
         self._closed = False
         self._phase = _IDLE
         self.is_guest = False
+        self._idle_since = 0.0
         self._watch: IDelayedCall | None = None
         self._unsent = 0
         self._moved_at = 0.0
@@ -121,6 +129,7 @@ class Channel(http.HTTPChannel):
     # Twisted calls these
 
     def connectionMade(self) -> None:
+        self._idle_since = self.site.front.clock.seconds()
         self.timeOut = self.site.front.config.idle_timeout or None
         self.site.channel_made(self)
         super().connectionMade()
@@ -316,10 +325,8 @@ class Channel(http.HTTPChannel):
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         """Keep the head for what is written next, so that both go out in one piece; or for `flush_head`."""
-        lines = [b"%b %b %b\r\n" % (version, code, reason)]
-        for name, values in headers.getAllRawHeaders():
-            lines += [b"%b: %b\r\n" % (name, value) for value in values]
-        self._head = b"".join([self._head, *lines, b"\r\n"])
+        status = b"%b %b %b\r\n" % (version, code, reason)
+        self._head = b"".join([self._head, status, *lines_of(headers), b"\r\n"])
 
     def write(self, data: bytes) -> None:
         self.write_pieces((data,))
@@ -341,6 +348,7 @@ class Channel(http.HTTPChannel):
 
     def requestDone(self, request: http.Request) -> None:
         self.flush_head()
+        self._idle_since = self.site.front.clock.seconds()
         super().requestDone(request)
 
     def resumeProducing(self) -> None:
@@ -353,6 +361,8 @@ class Channel(http.HTTPChannel):
         self._stop_watching()
         self._release_pipelined()
         super().connectionLost(reason)
+        # Of a body that did not come to its end; it calls us.
+        self._transferDecoder = None
         if not unsent_bytes(self.transport):
             self._tell(Verdict.COMPLETE)
         else:
@@ -369,6 +379,9 @@ class Channel(http.HTTPChannel):
             patience = self.site.front.config.read_timeout
             what = f"No byte of the request's body came for {patience:g} s (READ_TIMEOUT)."
             self.refuse(Refusal(408, "timeout_error", what))
+        elif has_unread(self.transport) and not unsent_bytes(self.transport):
+            # The next request is here: it is read in this turn of the reactor. Closing would reset the connection.
+            self.setTimeout(LOOK_EVERY)
         else:
             self.loseConnection()
 
@@ -432,6 +445,7 @@ class Channel(http.HTTPChannel):
         self._lingering = self._closed = True
         self.setTimeout(None)
         refusal, request_id = self.site.full(), self.site.front.new_request_id()
+        self.site.count_refusal(refusal.status)
         status, body = error_body(
             refusal.status, refusal.error_type, refusal.message, request_id, openai_client=self._asks_openai()
         )
@@ -447,6 +461,7 @@ class Channel(http.HTTPChannel):
         if self._lingering:
             return
         self._lingering = True
+        self.site.count_refusal(refusal.status)
         self._phase = _IDLE
         self.setTimeout(None)
         if not self.requests:
@@ -476,14 +491,21 @@ class Channel(http.HTTPChannel):
         words = bytes(self._unread[self._position : self._position + MAX_TARGET_SHOWN]).split(b" ", 2)
         return len(words) == 3 and is_openai_path(words[1].partition(b"?")[0])
 
-    def shut(self) -> None:
-        """Close as soon as nothing is lost by it: an idle connection now, a busy one after its answer."""
+    def shut(self, last_call: float) -> None:
+        """
+        Close as soon as nothing is lost by it: a busy connection after its answer, an idle one without a request on it.
+
+        :param last_call: seconds for which it must have been idle.
+        """
+        left = self._idle_since + last_call - self.site.front.clock.seconds()
         if self._lingering and not unsent_bytes(self.transport):
             self.abort()
         elif self.busy:
             self.persistent = False
+        elif left > 0:
+            self.setTimeout(left)
         else:
-            self.loseConnection()
+            self.timeoutConnection()
 
     def abort(self) -> None:
         """Close now, whatever is under way."""
@@ -544,6 +566,7 @@ class ProxySite(server.Site):
     The factory of our own listening ports: knows its connections, so that each can be seen out.
 
     :ivar turned_away: so many times there was no room for a connection.
+    :ivar refused: how many requests were answered by their connection, by status.
     """
 
     requestFactory = ProxyRequest
@@ -555,6 +578,7 @@ class ProxySite(server.Site):
         self.front = front
         self.channels: set[Channel] = set()
         self.turned_away = 0
+        self.refused: dict[int, int] = {}
         self._served = 0
         # The one that has been here longest comes first.
         self._guests: dict[Channel, None] = {}
@@ -570,6 +594,38 @@ class ProxySite(server.Site):
     @property
     def room(self) -> Room:
         return Room.of_process(self.front.config.max_connections)
+
+    # For the metrics
+
+    @property
+    def connections(self) -> int:
+        """How many are open, guests included."""
+        return len(self.channels)
+
+    @property
+    def max_connections(self) -> int:
+        """How many are served at a time."""
+        return self.room.connections
+
+    @property
+    def bodies_bytes(self) -> int:
+        """Bytes of request bodies in memory."""
+        return self.front.bodies.used
+
+    @property
+    def max_bodies_bytes(self) -> int:
+        """How many there may be."""
+        return self.front.bodies.limit
+
+    @property
+    def credentials(self) -> int:
+        """How many credentials are counted towards their limits."""
+        return len(self.front.limits)
+
+    def count_refusal(self, status: int) -> None:
+        self.refused[status] = self.refused.get(status, 0) + 1
+
+    # Connections
 
     def channel_made(self, channel: Channel) -> None:
         """A connection is there. It is a guest where there is no room; of too many of these, the first has to go."""
@@ -612,12 +668,17 @@ class ProxySite(server.Site):
             self._empty.fire()
 
     def flush(self) -> Deferred[None]:
-        """Let every connection finish what it owes its client, and close it. Fires when all are closed."""
+        """
+        Let every connection finish what it owes its client, and close it. Fires when all are closed.
+
+        One that was used within `LAST_CALL` may be used once more, unless the drain ended before its time.
+        """
         empty = self._empty.wait()
         if not self.channels:
             self._empty.fire()
+        last_call = LAST_CALL if self.front.drain.end is DrainEnd.IDLE else 0.0
         for channel in list(self.channels):
-            channel.shut()
+            channel.shut(last_call)
         return empty
 
     def abort(self) -> None:

@@ -37,7 +37,7 @@ class Counting:
                 request_id,
                 request.requestHeaders,
                 request.getClientAddress(),
-                lambda _: request.loseConnection(),
+                lambda *_: request.loseConnection(),
             )
             if flight.tap is not None:
                 # On another's site, the body is here before the request is seen.

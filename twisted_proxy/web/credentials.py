@@ -9,6 +9,7 @@ from __future__ import annotations
 from twisted.web.http_headers import Headers
 
 from ..config import ProviderConfig
+from ..fields import fields_of
 from ..relay.upstream import Upstream
 from ..wire.headers import credential_of
 from ..wire.openai.refusal import Untranslatable
@@ -42,7 +43,7 @@ def is_openai_client(fields: Headers) -> bool:
 
 def sent_credential(fields: Headers) -> bytes | None:
     """The client's credential, in whichever field it is."""
-    return credential_of((name, value) for name, values in fields.getAllRawHeaders() for value in values)
+    return credential_of(fields_of(fields))
 
 
 def set_own(fields: Headers, provider: ProviderConfig) -> None:

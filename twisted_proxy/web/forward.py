@@ -11,7 +11,7 @@ from twisted.web.http import Request
 from twisted.web.iweb import IResponse
 from twisted.web.server import NOT_DONE_YET
 
-from ..relay.fields import announces_body
+from ..fields import announces_body
 from ..relay.flight import Flight, Verdict
 from ..relay.routing import Router
 from ..relay.upstream import Upstream, UpstreamError
@@ -75,9 +75,9 @@ class Forwarder:
     async def _forward(self, passage: Passage, local: Target, cancel: Callable[[], None]) -> None:
         flight = passage.flight
 
-        def refuse(reason: str) -> None:
-            # The drain is over, and the upstream has not answered.
-            passage.answer_error(Verdict.DRAINED, 529, "overloaded_error", reason)
+        def refuse(reason: str, verdict: Verdict) -> None:
+            # The upstream has not answered.
+            passage.answer_cut(reason, verdict)
             cancel()
 
         flight.on_cut = refuse

@@ -62,6 +62,10 @@ def no_count(flight: Flight, now: float) -> None:
     """Nothing is counted."""
 
 
+def _nothing_to_cut(reason: str, verdict: Verdict) -> None:
+    """It is over."""
+
+
 @attrs.frozen(kw_only=True)
 class Front:
     """What connections need to know of the proxy that they belong to."""
@@ -101,7 +105,7 @@ class Front:
         request_id: str,
         fields: Headers,
         peer: IAddress,
-        on_cut: Callable[[str], None],
+        on_cut: Callable[[str, Verdict], None],
     ) -> Flight:
         """A flight of now, counted, and recorded where it is to be."""
         flight = Flight(
@@ -141,8 +145,10 @@ class Front:
             if flight.tap is not None:
                 flight.tap.closed(flight, now)
         finally:
-            # What still knows the flight may wait for the garbage collector.
             flight.readable = None
+            # Both know the flight: only the garbage collector would find them.
+            flight.tap = None
+            flight.on_cut = _nothing_to_cut
             flight.body_gone()
             flight.leave()
             self.gauge.leave(flight)

@@ -12,7 +12,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
 from ..config import Config
-from ..relay.flight import Flight, Verdict
+from ..fields import remove_fields
+from ..relay.flight import TOLD_WHEN_CUT, Flight, Verdict
 from ..relay.streaming import cut
 from ..relay.upstream import FailureKind, Upstream, UpstreamError
 from ..wire import errors, headers
@@ -21,13 +22,6 @@ from ..wire.openai.refusal import Untranslatable
 from .answers import REQUEST_ID, error_body, set_error_head, set_json_head
 
 log = Logger()
-
-
-def remove_fields(fields: Headers, names: frozenset[bytes]) -> None:
-    """Remove the fields whose lower-case names are given."""
-    for name, _ in list(fields.getAllRawHeaders()):
-        if name.lower() in names:
-            fields.removeHeader(name)
 
 
 @attrs.frozen(kw_only=True)
@@ -153,11 +147,19 @@ class Passage:
         set_error_head(self.request, status, self.flight.request_id)
         self.answer(body)
 
-    def farewell(self, reason: str) -> bytes:
+    def answer_cut(self, reason: str, verdict: Verdict) -> None:
+        """Tell why there is no answer to wait for any more."""
+        if verdict is Verdict.CUT and not self.request.startedWriting:
+            # Clients repeat by themselves what ends so; somebody wanted it to end.
+            self.request.responseHeaders.setRawHeaders(b"X-Should-Retry", [b"false"])
+        self.answer_error(verdict, *TOLD_WHEN_CUT[verdict], reason)
+
+    def farewell(self, reason: str, verdict: Verdict) -> bytes:
         """The event that ends an event stream in the middle, and says why."""
+        _, error_type = TOLD_WHEN_CUT[verdict]
         if self.openai_client:
-            return b"data: %b\n\n" % failures.openai_event("overloaded_error", reason)
-        return errors.event("overloaded_error", reason, self.flight.request_id)
+            return b"data: %b\n\n" % failures.openai_event(error_type, reason)
+        return errors.event(error_type, reason, self.flight.request_id)
 
     def answer_failure(self, failure: UpstreamError) -> None:
         """Tell, and log, that the upstream gives no answer."""

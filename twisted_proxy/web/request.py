@@ -14,8 +14,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
 
-from ..relay.fields import announces_body
-from ..relay.flight import Flight, Verdict
+from ..fields import announces_body
+from ..relay.flight import TOLD_WHEN_CUT, Flight, Verdict
 from ..relay.streaming import cut
 from ..relay.transports import chunk
 from ..wire import target
@@ -214,11 +214,13 @@ class ProxyRequest(server.Request):
         if not flight.sent_bytes:
             flight.sent_bytes = self.sentLength
         # All of it is written: nothing is left to be cut, but some of it may have to be waited for.
-        flight.on_cut = lambda reason: None
+        flight.on_cut = lambda reason, verdict: None
         channel.when_sent(lambda verdict: self._sent(flight, verdict))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
+        # It has this request for its consumer.
+        self.producer = None
         self._received.take()
         self._hold.release()
         if self.flight is not None:
@@ -243,11 +245,11 @@ class ProxyRequest(server.Request):
 
     # Inside
 
-    def _cut(self, reason: str) -> None:
+    def _cut(self, reason: str, verdict: Verdict) -> None:
         """Until it is forwarded: the request is still arriving."""
         if self.flight is not None:
-            self.flight.verdict = Verdict.DRAINED
-        self.channel.refuse(Refusal(529, "overloaded_error", reason))
+            self.flight.verdict = verdict
+        self.channel.refuse(Refusal(*TOLD_WHEN_CUT[verdict], reason))
 
     def _sent(self, flight: Flight, verdict: Verdict) -> None:
         """What was written is out; or it never will be, whatever was found before."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from twisted.web.http_headers import Headers, _nameEncoder
 
@@ -24,3 +24,20 @@ def headers_of(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
     for name, value in fields:
         held.setdefault(encode(name), []).append(value)
     return headers
+
+
+def fields_of(headers: Headers) -> Iterator[tuple[bytes, bytes]]:
+    """Each field, name and value."""
+    return ((name, value) for name, values in headers.getAllRawHeaders() for value in values)
+
+
+def lines_of(headers: Headers) -> list[bytes]:
+    """Each field as a line, with its CRLF."""
+    return [b"%b: %b\r\n" % field for field in fields_of(headers)]
+
+
+def remove_fields(headers: Headers, names: frozenset[bytes]) -> None:
+    """Remove the fields whose lower-case names are given."""
+    for name, _ in list(headers.getAllRawHeaders()):
+        if name.lower() in names:
+            headers.removeHeader(name)
