@@ -100,15 +100,14 @@ class TestRequest:
             [
                 b' {"model":"claude-opus-5-5","stream":true,"thinking":{"type":"adaptive"},"messages":',
                 messages,
-                b',"system":[{"type":"text","text":"x-anthropic-billing-header: cc_is_subagent=true;"}],',
-                b'"metadata":{"user_id":"user_a_account_b_session_c-1"},"n":1e999,"big":123456789012345678901234567890}',
+                b',"metadata":{"user_id":"user_a_account_b_session_c-1"},"n":1e999,"big":123456789012345678901234567890}',
             ]
         )
         assert read_request(body, JSON) == RequestDigest(
             model=OPUS,
             stream=True,
             has_thinking=True,
-            origin=Origin(session="c-1", billed_as_subagent=True),
+            origin=Origin(session="c-1"),
             messages=(b'{"role":"user","content":"1.0, 1e400"}', b'{"role": "assistant", "content": []}'),
         )
 
@@ -648,7 +647,6 @@ REQUEST = dump(
         "model": OPUS,
         "thread": {"type": "continue", "previous_message_id": "msg_1"},
         "metadata": {"user_id": '{"session_id":"s"}'},
-        "system": [{"text": "x-anthropic-billing-header: cc_is_subagent=true"}],
         "messages": [{"role": "user", "content": [{"type": "text", "text": "\u00e9\U0001f600"}]}],
     }
 )

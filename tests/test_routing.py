@@ -125,7 +125,6 @@ class TestTrivial:
         """They are none."""
         router = Router(Config(subagents=SubagentConfig(enable=False, mappings={"planner": "gpt-4o"})), AGENTS)
         assert router.trivial
-        assert not router.needs_agent
         assert router.warnings() == []
         assert router.choose(facts(system="You plan.")).provider == "anthropic"
 
@@ -269,11 +268,9 @@ class TestAgents:
         assert known.asked == 1
         router.choose(facts(session="t", system="You plan."))
         assert known.asked == 2
-        assert router.needs_agent
         plain = Router(config(RouteRule(match=Match(session=("s",)), model="a")), known)
         plain.choose(facts(system="You plan."))
         assert known.asked == 2
-        assert not plain.needs_agent
 
 
 class TestWarnings:

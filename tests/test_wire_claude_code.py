@@ -13,7 +13,6 @@ from twisted_proxy.wire import claude_code, headers
 from twisted_proxy.wire.claude_code import Origin, from_body, from_headers, from_recorded
 
 SESSION = "0f0e0d0c-1111-4222-8333-944445555666"
-BILLING = "x-anthropic-billing-header: cc_version=2.1.330; cc_entrypoint=cli;"
 
 
 def of_headers(**fields: str) -> Origin:
@@ -38,9 +37,7 @@ class TestHeaders:
             parent_agent_id="agent-1",
             request_class="subagent",
             agent_type="Explore",
-            compaction="auto",
             context_compacted="manual",
-            prev_tool_durations="Bash=742;Read=9",
         ) == Origin(
             session=SESSION,
             prompt="prompt-1",
@@ -48,9 +45,7 @@ class TestHeaders:
             parent_agent="agent-1",
             request_class="subagent",
             agent_type="Explore",
-            compaction="auto",
             context_compacted="manual",
-            tool_durations=(("Bash", 742), ("Read", 9)),
         )
 
     def test_none(self) -> None:
@@ -79,41 +74,20 @@ class TestHeaders:
         """Printable ASCII is kept, and no more than a limit."""
         assert from_headers({b"x-claude-code-session-id": sent}.get).session == kept
 
-    @pytest.mark.parametrize(
-        ("sent", "kept"),
-        [
-            ("", ()),
-            ("Bash", ()),
-            ("Bash=", ()),
-            ("=5", ()),
-            ("Bash=-1", ()),
-            ("Bash=1.5", ()),
-            ("Bash=99999999999", ()),
-            ("Bash=٣", ()),
-            ("Bash=1;;Bash=2; Read = 3 ", (("Bash", 1), ("Bash", 2), ("Read", 3))),
-            ("mcp__a=b__c=7", (("mcp__a=b__c", 7),)),
-            (";".join(["T=1"] * 1000), (("T", 1),) * claude_code.MAX_TOOLS),
-        ],
-    )
-    def test_tool_durations(self, sent: str, kept: tuple[tuple[str, int], ...]) -> None:
-        """What is of the form is kept in order, the rest passed over."""
-        assert of_headers(prev_tool_durations=sent).tool_durations == kept
-
     def test_as_recorded(self) -> None:
         """Recorded fields say the same as those that came; of several, the first counts."""
         fields = [
             (b"X-Claude-Code-Session-Id", b"one"),
             (b"x-claude-code-session-id", b"two"),
-            (b"X-Claude-Code-Prev-Tool-Durations", b"Bash=1"),
+            (b"X-Claude-Code-Request-Class", b"main"),
         ]
-        assert from_recorded(headers.recorded_request(fields)) == Origin(session="one", tool_durations=(("Bash", 1),))
+        assert from_recorded(headers.recorded_request(fields)) == Origin(session="one", request_class="main")
 
-    @given(st.lists(st.tuples(st.sampled_from(["session-id", "agent-id", "prev-tool-durations"]), st.binary())))
+    @given(st.lists(st.tuples(st.sampled_from(["session-id", "agent-id", "request-class"]), st.binary())))
     def test_any_values(self, fields: list[tuple[str, bytes]]) -> None:
         """Nothing raises, and what is kept is printable ASCII."""
         origin = from_headers({f"x-claude-code-{name}".encode(): value for name, value in fields}.get)
-        words = [origin.session, origin.agent, *[name for name, _ in origin.tool_durations]]
-        for word in words:
+        for word in (origin.session, origin.agent, origin.request_class):
             assert word is None or (word.isascii() and word.isprintable())
 
 
@@ -137,37 +111,7 @@ class TestBody:
         """Everybody may put there what he likes."""
         assert from_body(body(metadata={"user_id": user_id})) == Origin()
 
-    @pytest.mark.parametrize("inside", [True, False])
-    def test_parent_session(self, inside: bool) -> None:
-        """In the user id or beside it."""
-        user_id = {"session_id": SESSION}
-        metadata = {"user_id": json.dumps({**user_id, **({"parent_session_id": "p"} if inside else {})})}
-        origin = from_body(body(metadata={**metadata, **({} if inside else {"parent_session_id": "p"})}))
-        assert origin == Origin(session=SESSION, parent_session="p")
-        assert origin.is_subagent
-
-    @pytest.mark.parametrize(
-        ("system", "expected"),
-        [
-            ([{"type": "text", "text": f"{BILLING} cc_is_subagent=true;"}], True),
-            (f"{BILLING} cc_is_subagent=true", True),
-            ([{"type": "text", "text": BILLING}], False),
-            ([{"type": "text", "text": f"{BILLING} cc_is_subagent=false;"}], False),
-            ([{"type": "text", "text": f"{BILLING} cc_is_subagent=trueish;"}], False),
-            # Only where Claude Code puts it, and not where a prompt talks of it.
-            ([{"type": "text", "text": "cc_is_subagent=true"}], False),
-            ([{"type": "text", "text": BILLING}, {"type": "text", "text": f"{BILLING} cc_is_subagent=true"}], False),
-            ([], False),
-            ([5, "cc_is_subagent=true"], False),
-            ({"cc_is_subagent=true": 1}, False),
-            (None, False),
-        ],
-    )
-    def test_system(self, system: object, expected: bool) -> None:
-        """The first system block says that it is a subagent."""
-        assert from_body(body(system=system)).billed_as_subagent is expected
-
-    @pytest.mark.parametrize("data", [b"", b"[]", b"{", b"null", b"\xff", b"[" * 5000, b'{"metadata":[1],"system":7}'])
+    @pytest.mark.parametrize("data", [b"", b"[]", b"{", b"null", b"\xff", b"[" * 5000, b'{"metadata":[1]}'])
     def test_no_body_of_claude_code(self, data: bytes) -> None:
         """What cannot be read says nothing."""
         assert from_body(data) == Origin()
@@ -175,7 +119,7 @@ class TestBody:
     @given(st.binary())
     def test_any_bytes(self, data: bytes) -> None:
         """Nothing raises, wherever they stand."""
-        for where in (data, b'{"metadata":' + data, b'{"metadata":{"user_id":' + data, b'{"system":[' + data):
+        for where in (data, b'{"metadata":' + data, b'{"metadata":{"user_id":' + data):
             from_body(where)
 
 
@@ -184,22 +128,6 @@ class TestBoth:
 
     def test_headers_count_first(self) -> None:
         """The body fills in what they leave open."""
-        of_body = Origin(session="b", parent_session="p", billed_as_subagent=True)
-        merged = Origin(session="h", prompt="x").merge(of_body)
-        assert merged == Origin(session="h", prompt="x", parent_session="p", billed_as_subagent=True)
-        assert Origin(prompt="x").merge(of_body).session == "b"
-
-    @pytest.mark.parametrize(
-        ("origin", "expected"),
-        [
-            (Origin(), False),
-            (Origin(agent="a", request_class="main"), True),
-            (Origin(request_class="subagent"), True),
-            (Origin(request_class="main", billed_as_subagent=True), False),
-            (Origin(billed_as_subagent=True), True),
-            (Origin(parent_session="p"), True),
-        ],
-    )
-    def test_is_subagent(self, origin: Origin, expected: bool) -> None:
-        """Agent, class, system block, parent session, in this order."""
-        assert origin.is_subagent is expected
+        of_body = Origin(session="b")
+        assert Origin(session="h", prompt="x").merge(of_body) == Origin(session="h", prompt="x")
+        assert Origin(prompt="x").merge(of_body) == Origin(session="b", prompt="x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.corpus import CORPUS, Entry
+from tests.pieces import split
 from twisted_proxy.wire.sse import Boundary, Ending, Event, EventTooLargeError, Parser
 
 # Few letters, so that fields, line ends and their splits come up often.
@@ -18,12 +18,6 @@ PIECES = st.sampled_from(
     [b"\n", b"\r", b"\r\n", b"\n\n", b":", b" ", b"data", b"data:", b"data: x", b"event: e", b"id: 7", b"id", b"x"]
 )
 STREAMS = st.lists(PIECES, max_size=30).map(b"".join)
-
-
-def split(data: bytes, cuts: list[int]) -> list[bytes]:
-    """`data` in pieces, some of them empty."""
-    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
 def parse(*chunks: bytes) -> list[Event]:
@@ -149,7 +143,7 @@ class TestParser:
         parser = Parser(max_event_bytes=100)
         with pytest.raises(EventTooLargeError, match="more than 100 bytes") as raised:
             collections.deque(map(parser.feed, chunks), maxlen=0)
-        assert raised.value.max_event_bytes == 100
+        assert "more than 100 bytes" in str(raised.value)
         with pytest.raises(EventTooLargeError):
             parser.feed(b"\n\ndata: a\n\n")
         assert parser.pending is None

@@ -67,7 +67,6 @@ class _Request(msgspec.Struct):
     stream: Raw = _ABSENT
     thinking: Raw = _ABSENT
     metadata: Raw = _ABSENT
-    system: Raw = _ABSENT
     messages: Raw = _ABSENT
     thread: Raw = _ABSENT
 
@@ -100,7 +99,7 @@ def read_request(body: bytes, content_type: str | None = None) -> RequestDigest:
         model=_word(_value(read.model), MAX_MODEL_LENGTH),
         stream=_value(read.stream) is True,
         has_thinking=isinstance(thinking, dict) and thinking.get("type") != "disabled",
-        origin=claude_code.from_members(metadata=read.metadata, system=read.system),
+        origin=claude_code.from_metadata(read.metadata),
         messages=messages,
         thread=_word(_member(thread, "type"), 64),
         previous_message_id=_word(_member(thread, "previous_message_id"), MAX_MESSAGE_ID),

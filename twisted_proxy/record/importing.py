@@ -224,7 +224,6 @@ class _Response(msgspec.Struct, rename="camel"):
     response_time: int = 0
     """Milliseconds."""
     streaming_chunks: list[str] | None = None
-    is_streaming: bool = False
 
 
 class _Event(msgspec.Struct):

@@ -246,7 +246,8 @@ class _Held:
 
 class SlotReader:
     """
-    Reads a slot in order, its checkpoint first, as it grows; deletes what is settled.
+    Reads a slot in order, its checkpoint first, as it grows; deletes what is settled. Entries of exchanges whose first
+    one is not there are left out.
 
     All file access blocks. One thread at a time.
 
@@ -254,7 +255,6 @@ class SlotReader:
     :param live: whether its owner may still append; see :meth:`owner_ended`.
     :raises OSError: what an earlier reader began cannot be finished.
     :ivar damaged: how many files were damaged.
-    :ivar left_out: how many entries were left out: those of exchanges whose first entry is not there.
     """
 
     def __init__(self, slot: Slot, *, live: bool) -> None:
@@ -267,7 +267,6 @@ class SlotReader:
         self._stuck: Path | None = None
         self._weighed = 0
         self.damaged = 0
-        self.left_out = 0
         self._recover()
 
     def _recover(self) -> None:
@@ -338,14 +337,12 @@ class SlotReader:
         what: Opened | Noted | Closed | Bulk
         held = self._held.get(head.key)
         if held is None and head.kind is not Kind.OPENED:
-            self.left_out += 1
             return None
         try:
             role = entries.ROLES.get(head.kind)
             what = entries.decode(head.kind, payload) if role is None else Bulk(role, extent)
         except BadEntry as error:
             log.warn("spool: {path} byte {offset}: {error}", path=segment.path, offset=extent.place[1], error=error)
-            self.left_out += 1
             return None
         if held is None:
             held = self._held[head.key] = _Held()

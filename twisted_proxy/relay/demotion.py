@@ -20,12 +20,10 @@ from twisted.web.http import PotentialDataLoss
 from ..wire import body as wire_body
 from ..wire.message import BadToolInput, Complete, ErrorEvent, Malformed, MessageFold, TooLarge, Truncated
 from .flight import Tap
+from .translation import TAIL_TIMEOUT
 from .upstream import FailureKind, UpstreamError
 
 MESSAGES = b"/v1/messages"
-
-TAIL_TIMEOUT = 5.0
-"""Seconds that a stream has to end after its last event; then its connection is closed."""
 
 _KINDS = {
     Truncated: FailureKind.TRUNCATED,

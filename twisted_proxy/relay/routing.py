@@ -222,11 +222,6 @@ class Router:
         """
         return not (self._rules or self._mappings or self._config.openai.is_set_up)
 
-    @property
-    def needs_agent(self) -> bool:
-        """Whether a decision may depend on the system prompt."""
-        return bool(self._mappings) or any(rule.rule.match.agent for rule in self._rules)
-
     def choose(self, facts: RequestFacts) -> Route:
         """Where the request goes."""
         return self._choose(_Request(facts, self._agents))

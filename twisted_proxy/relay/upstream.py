@@ -84,14 +84,12 @@ class UpstreamError(Exception):
 
     :ivar kind: what went wrong.
     :ivar message: what happened, to what, and what to do, for the client.
-    :ivar attempts: connection attempts that were made.
     """
 
-    def __init__(self, kind: FailureKind, message: str, attempts: int = 1) -> None:
+    def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
-        self.attempts = attempts
 
     @property
     def timed_out(self) -> bool:
@@ -205,7 +203,6 @@ class Upstream:
             try:
                 return await self._attempt(method, self._base + target, headers, held, connected, sent)
             except UpstreamError as failure:
-                failure.attempts = attempts
                 if failure.kind not in _NOTHING_SENT or attempts > self.provider.max_retries:
                     raise
                 self.retries += 1

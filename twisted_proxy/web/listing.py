@@ -13,12 +13,12 @@ from twisted.web.iweb import IResponse
 
 from ..relay.routing import provider_of
 from ..relay.upstream import FailureKind, Upstream, UpstreamError
-from ..wire import headers
 from ..wire.openai import failures, listing, raw
 from ..wire.openai.refusal import Untranslatable, bad_answer
 from ..wire.target import Target
 from . import credentials
-from .passage import Passage, remove_fields
+from .passage import Passage
+from .request_fields import keep_what_goes_up, new_fields, set_version
 from .translating import collect
 
 log = Logger()
@@ -84,14 +84,8 @@ class Listing:
             await self._answer_anthropic(passage, local)
 
     async def _answer_one(self, passage: Passage, path: bytes, *, of_openai: bool) -> None:
-        sent, fields = passage.request.requestHeaders, Headers({b"Accept-Encoding": [b"identity"]})
-        if of_openai:
-            passage = passage.towards(self._openai)
-            credentials.for_openai(sent, fields, self._openai, from_openai_client=passage.openai_client)
-        else:
-            passage = passage.towards(self._anthropic)
-            fields.setRawHeaders(b"Anthropic-Version", [self._anthropic.provider.version.encode("ascii")])
-            credentials.for_anthropic(sent, fields, self._anthropic)
+        passage = passage.towards(self._openai if of_openai else self._anthropic)
+        fields = self._fields_for_openai(passage) if of_openai else self._fields_for_anthropic(passage)
         found = await self._fetch(passage, passage.upstream, path, fields)
         passage.answered(found.response)
         status, body = found.response.code, found.body
@@ -106,13 +100,10 @@ class Listing:
         passage.answer_json(body, {}, status)
 
     async def _answer_anthropic(self, passage: Passage, local: Target) -> None:
-        sent = passage.request.requestHeaders
-        fields = sent.copy()
-        remove_fields(fields, headers.not_upstream(fields.getRawHeaders(b"Connection", ())))
-        fields.setRawHeaders(b"Accept-Encoding", [b"identity"])
+        fields = passage.request.requestHeaders.copy()
+        keep_what_goes_up(fields)
         credentials.set_own(fields, self._anthropic.provider)
-        if not fields.hasHeader(b"Anthropic-Version"):
-            fields.setRawHeaders(b"Anthropic-Version", [self._anthropic.provider.version.encode("ascii")])
+        set_version(fields, self._anthropic.provider)
         passage = passage.towards(self._anthropic)
         own, others = await self._both(passage, local.raw, fields)
         if not isinstance(own, _Fetched):
@@ -133,11 +124,9 @@ class Listing:
         passage.answer(body)
 
     async def _answer_openai(self, passage: Passage) -> None:
-        fields = Headers({b"Accept-Encoding": [b"identity"]})
-        fields.setRawHeaders(b"Anthropic-Version", [self._anthropic.provider.version.encode("ascii")])
         found: list[tuple[Upstream, _Fetched | Exception]] = []
         try:
-            credentials.for_anthropic(passage.request.requestHeaders, fields, self._anthropic)
+            fields = self._fields_for_anthropic(passage)
         except Untranslatable:
             passage = passage.towards(self._openai)
             found.append((self._openai, await self._others(passage)))
@@ -192,16 +181,31 @@ class Listing:
             others.cancel()
 
     async def _others(self, passage: Passage) -> _Fetched | Exception:
-        fields = Headers({b"Accept-Encoding": [b"identity"]})
-        sent, for_openai_client = passage.request.requestHeaders, passage.openai_client
         if passage.upstream is self._anthropic and not self._openai.provider.is_set_up:
             # The client's key is one for the other server.
             return Untranslatable("it is not set up")
         try:
-            credentials.for_openai(sent, fields, self._openai, from_openai_client=for_openai_client)
-            return await self._fetch(passage, self._openai, MODELS, fields)
+            return await self._fetch(passage, self._openai, MODELS, self._fields_for_openai(passage))
         except (Untranslatable, UpstreamError) as problem:
             return problem
+
+    def _fields_for_anthropic(self, passage: Passage) -> Headers:
+        """
+        :raises Untranslatable: the client has no key that is for it.
+        """
+        fields = new_fields()
+        set_version(fields, self._anthropic.provider)
+        credentials.for_anthropic(passage.request.requestHeaders, fields, self._anthropic)
+        return fields
+
+    def _fields_for_openai(self, passage: Passage) -> Headers:
+        """
+        :raises Untranslatable: there is no key that is for it.
+        """
+        fields = new_fields()
+        sent = passage.request.requestHeaders
+        credentials.for_openai(sent, fields, self._openai, from_openai_client=passage.openai_client)
+        return fields
 
     async def _fetch(self, passage: Passage, upstream: Upstream, target: bytes, fields: Headers) -> _Fetched:
         response = await upstream.send(b"GET", target, fields, None)

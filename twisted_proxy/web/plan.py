@@ -13,7 +13,7 @@ from ..relay import demotion
 from ..relay.routing import RequestFacts, Route, Router
 from ..relay.upstream import Upstream
 from ..wire import body as wire_body
-from ..wire import claude_code, headers
+from ..wire import claude_code
 from ..wire.openai import estimate
 from ..wire.openai import to_anthropic as messages_request
 from ..wire.openai import to_openai as chat_request
@@ -22,8 +22,9 @@ from ..wire.target import Target
 from . import credentials, translating
 from .answers import is_openai_path
 from .folding import fold
-from .passage import Passage, remove_fields
+from .passage import Passage
 from .relaying import is_event_stream, relay
+from .request_fields import keep_what_goes_up, new_fields, set_version
 
 MESSAGES = b"/v1/messages"
 COUNT_TOKENS = b"/v1/messages/count_tokens"
@@ -125,16 +126,14 @@ class Planner:
         flight, provider = passage.flight, upstream.provider
         sent = passage.request.requestHeaders
         fields = sent if route is None else sent.copy()
-        remove_fields(fields, headers.not_upstream(fields.getRawHeaders(b"Connection", ())))
-        # Answers must be bytes that every client can read, and the record.
-        fields.setRawHeaders(b"Accept-Encoding", [b"identity"])
+        keep_what_goes_up(fields)
         if provider.kind == "openai":
             ours = passage.openai_client or credentials.is_openai_client(sent)
             credentials.for_openai(sent, fields, upstream, from_openai_client=ours)
         else:
             credentials.set_own(fields, provider)
-            if local.root == b"/v1" and not fields.hasHeader(b"Anthropic-Version"):
-                fields.setRawHeaders(b"Anthropic-Version", [provider.version.encode("ascii")])
+            if local.root == b"/v1":
+                set_version(fields, provider)
         going = body
         if route is not None:
             _add_fields(fields, route)
@@ -188,8 +187,9 @@ class Planner:
             flight.demoted = demoted is not None
         asked = chat_request.translate_request(demoted or readable, model=model)
         body, asked = asked.body, attrs.evolve(asked, body=b"")
-        fields = _new_fields(passage)
-        credentials.for_openai(passage.request.requestHeaders, fields, upstream, from_openai_client=False)
+        sent = passage.request.requestHeaders
+        fields = _new_fields(sent)
+        credentials.for_openai(sent, fields, upstream, from_openai_client=False)
 
         async def answer(passage: Passage, response: IResponse) -> None:
             await translating.to_anthropic(
@@ -204,11 +204,8 @@ class Planner:
         asked = messages_request.translate_request(_readable(passage), model=_model(passage, route))
         body, asked = asked.body, attrs.evolve(asked, body=b"")
         sent = passage.request.requestHeaders
-        fields = _new_fields(passage)
-        version = upstream.provider.version.encode("ascii")
-        fields.setRawHeaders(b"Anthropic-Version", sent.getRawHeaders(b"Anthropic-Version", [version]))
-        if sent.hasHeader(b"Anthropic-Beta"):
-            fields.setRawHeaders(b"Anthropic-Beta", sent.getRawHeaders(b"Anthropic-Beta", ()))
+        fields = _new_fields(sent, b"Anthropic-Version", b"Anthropic-Beta")
+        set_version(fields, upstream.provider)
         credentials.for_anthropic(sent, fields, upstream)
         created = int(self._wall_clock())
 
@@ -261,11 +258,11 @@ def _model(passage: Passage, route: Route) -> str:
     return model
 
 
-def _new_fields(passage: Passage) -> Headers:
-    """The fields of a request that is ours: of the client's, who it is and what it is traced by."""
-    fields = Headers({b"Content-Type": [b"application/json"], b"Accept-Encoding": [b"identity"]})
-    sent = passage.request.requestHeaders
-    for name in (b"User-Agent", b"Traceparent", b"Tracestate"):
+def _new_fields(sent: Headers, *more: bytes) -> Headers:
+    """The fields of a request that is ours: of the client's, who it is and what it is traced by; and these."""
+    fields = new_fields()
+    fields.setRawHeaders(b"Content-Type", [b"application/json"])
+    for name in (b"User-Agent", b"Traceparent", b"Tracestate", *more):
         values = sent.getRawHeaders(name)
         if values is not None:
             fields.setRawHeaders(name, values)

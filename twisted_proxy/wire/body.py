@@ -13,16 +13,13 @@ import re
 import attrs
 import msgspec
 
+from twisted_proxy.wire.spans import REFUSED, Member, members
 from twisted_proxy.wire.utf8 import is_utf8
 
 MAX_MODEL_LENGTH = 256
 """Characters of a model's name that are kept."""
 
 _NOT_PRINTABLE_ASCII = re.compile(r"[^ -~]+")
-
-# What msgspec refuses, by the exceptions that it raises. It recurses, so that depth ends at the interpreter's
-# recursion limit, about 1000; the API's own limit is of that order.
-_REFUSED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 class _Thinking(msgspec.Struct):
@@ -57,7 +54,7 @@ def peek(body: bytes) -> Summary:
     """What `body` says. Never raises: what is no JSON object, or has a wrong type, gives ``Summary()``."""
     try:
         head = _HEAD.decode(body)
-    except _REFUSED:
+    except REFUSED:
         return Summary()
     model = head.model and _NOT_PRINTABLE_ASCII.sub("", head.model[: 4 * MAX_MODEL_LENGTH])[:MAX_MODEL_LENGTH]
     return Summary(
@@ -71,9 +68,8 @@ def peek(body: bytes) -> Summary:
 def get_member(body: bytes, name: str) -> bytes | None:
     """The value of a top-level member as raw JSON, the last one if there are several. ``None`` if there is
     none, or if the body is not one that :func:`replace_member` would change."""
-    members = _members(body)
-    values = [value for key, value in members if key.name == name] if members else []
-    return bytes(values[-1]) if values else None
+    values = [body[member.start : member.end] for member in _members(body) or () if member.name == name]
+    return values[-1] if values else None
 
 
 def replace_member(body: bytes, name: str, value: bytes) -> bytes | None:
@@ -86,64 +82,26 @@ def replace_member(body: bytes, name: str, value: bytes) -> bytes | None:
     ``None`` if the body is not a JSON object in UTF-8, or has more than 1024 members (the API knows some
     thirty, and refuses others): it should then go up as it is.
     """
-    members = _members(body)
-    if members is None:
+    found = _members(body)
+    if found is None:
         return None
-    opening = _OPENING.match(body)
-    assert opening is not None  # it is an object: _members has read it
     view = memoryview(body)
     parts: list[bytes | memoryview] = []
-    done, position = 0, opening.end()
-    for key, known in members:
-        # msgspec gives each value, but not where it is: walk from one to the next.
-        before = _BEFORE_VALUE.match(body, position)
-        assert before is not None
-        position = before.end() + len(memoryview(known))
-        if key.name == name:
-            parts += (view[done : before.end()], value)
-            done = position
+    done = 0
+    for member in found:
+        if member.name == name:
+            parts += (view[done : member.start], value)
+            done = member.end
     if not parts:
-        comma = b"," if members else b""
-        parts = [opening.group(), msgspec.json.encode(name), b":", value, comma]
-        done = opening.end()
+        done = body.index(b"{") + 1
+        comma = b"," if found else b""
+        parts = [view[:done], msgspec.json.encode(name), b":", value, comma]
     parts.append(view[done:])
     return b"".join(parts)
 
 
-# These read a body that is known to be valid.
-_OPENING = re.compile(rb"[ \t\n\r]*\{")
-_BEFORE_VALUE = re.compile(rb'[ \t\n\r,]*"(?:[^"\\]++|\\.)*+"[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
-
-_MAX_MEMBERS = 1024
-
-
-class _TooManyMembersError(Exception):
-    """A body of 32 MB has room for millions of them, at a hundred bytes each."""
-
-
-class _Key:
-    """A member's name, as a dictionary key that equals no other, so that members of one name stay apart."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-def _members(body: bytes) -> list[tuple[_Key, msgspec.Raw]] | None:
-    """All members in order, their values views into `body`; ``None`` if it is not an object as above."""
-    count = 0
-
-    def key(_: type, name: str) -> _Key:
-        nonlocal count
-        count += 1
-        if count > _MAX_MEMBERS:
-            raise _TooManyMembersError
-        return _Key(name)
-
-    try:
-        members = msgspec.json.decode(body, type=dict[_Key, msgspec.Raw], dec_hook=key)
-    except (*_REFUSED, _TooManyMembersError):
-        return None
+def _members(body: bytes) -> list[Member] | None:
+    """All members in order; ``None`` if it is not an object as above."""
+    found = members(body)
     # msgspec has checked all of the grammar, but not that what is in the strings is UTF-8.
-    return list(members.items()) if is_utf8(body) else None
+    return found if found is not None and is_utf8(body) else None

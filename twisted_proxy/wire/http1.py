@@ -89,7 +89,6 @@ class ResponseReader:
 
     Linear in what it is fed, however that is cut into pieces: no byte is searched or moved again for each piece.
 
-    :ivar started: whether any byte of a response came, an interim one's included.
     :ivar framing: how the body ends; ``None`` before the head is in.
     :ivar content_length: the ``Content-Length`` field's value, also where there is no body to come (HEAD, 304);
         ``None`` where ``Transfer-Encoding`` overrides it.
@@ -105,7 +104,6 @@ class ResponseReader:
         self._searched = 0
         self._remaining = 0
         self._trailer_bytes = 0
-        self.started = False
         self.framing: Framing | None = None
         self.content_length: int | None = None
         self.keep_alive = False
@@ -128,8 +126,6 @@ class ResponseReader:
                 if len(data) == stop + 2 and stop > end + 2 and data.endswith(b"\r\n"):
                     return Received(None, data[end + 2 : stop], False)
         head: Head | None = None
-        if data:
-            self.started = True
         if self._state is _State.HEAD:
             head, data = self._read_head(data)
             if head is None:

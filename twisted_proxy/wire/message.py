@@ -30,9 +30,7 @@ class Complete:
     """The stream told a whole message."""
 
     message: bytes
-    """The message, JSON in UTF-8."""
-    ignored: int
-    """How many events, blocks' deltas included, have no place in a message that we know of."""
+    """The message, JSON in UTF-8. What has no place in a message that we know of is not in it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -218,7 +216,6 @@ class MessageFold:
         self._held = 0
         self._received = 0
         self._events = 0
-        self._ignored = 0
         self._place = "before message_start"  # how far it has come, unless in the middle of a block
         self._inside: _Block | None = None
         self._stopped = False
@@ -312,12 +309,9 @@ class MessageFold:
                 self._stopped = True
             case "error":
                 self._error(data)
-            case _:
-                self._ignored += 1
 
     def _message_start(self, data: bytes) -> None:
         if self._message is not None:
-            self._ignored += 1
             return
         raw = _decode_start(data).message
         message: dict[str, bytes] = {}
@@ -374,7 +368,6 @@ class MessageFold:
         if block is None:
             # Its start is missing. Where the delta says all that there is to a block, nothing is lost.
             if kind not in ("text_delta", "thinking_delta"):
-                self._ignored += 1
                 return
             name = kind.removesuffix("_delta")
             block = self._open(event.index, {"type": Raw(b'"%s"' % name.encode())})
@@ -388,25 +381,18 @@ class MessageFold:
             if piece.startswith(b'"'):
                 block.input += piece[1:-1]
                 self._held += len(piece) - 2
-            else:
-                self._ignored += 1
         elif kind == "signature_delta":
             if signature := bytes(delta.signature):
                 self._put(block.members, "signature", signature)
-            else:
-                self._ignored += 1
         elif kind == "citations_delta":
             self._cite(block, bytes(delta.citation))
         elif kind == "compaction_delta":
             for name, raw in (("content", delta.content), ("encrypted_content", delta.encrypted_content)):
                 if value := bytes(raw):
                     self._put(block.members, name, value)
-        else:
-            self._ignored += 1
 
     def _append(self, block: _Block, name: str, piece: bytes) -> None:
         if not piece.startswith(b'"'):
-            self._ignored += 1
             return
         string = block.strings.get(name)
         if string is None:
@@ -418,7 +404,6 @@ class MessageFold:
 
     def _cite(self, block: _Block, citation: bytes) -> None:
         if not citation:
-            self._ignored += 1
             return
         if block.citations is None:
             start = block.members.get("citations", b"")
@@ -435,7 +420,6 @@ class MessageFold:
 
     def _message_delta(self, data: bytes) -> None:
         if self._message is None:
-            self._ignored += 1
             return
         event = _decode_message_delta(data)
         for name, value in (event.delta or {}).items():
@@ -508,7 +492,7 @@ class MessageFold:
         if self._message is None:
             return Truncated(detail="the stream has a message_stop, but no message_start")
         try:
-            return Complete(message=self._build(self._message, lenient=False), ignored=self._ignored)
+            return Complete(message=self._build(self._message, lenient=False))
         except _NotJsonError as e:
             reason = _printable(_string(self._message.get("stop_reason", b"")) or "none")
             return BadToolInput(detail=f"{e} (stop_reason: {reason})")

@@ -3,7 +3,7 @@ Where the members of a JSON object and the elements of a JSON array stand in its
 
 No value is parsed into Python objects. What counts as JSON here is what msgspec takes (RFC 8259, and no lone
 surrogate), except that strings need not be UTF-8. It recurses, so that depth ends at the interpreter's recursion
-limit, about 1000.
+limit, about 1000; the API's own limit is of that order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ MAX_MEMBERS = 1024
 MAX_ELEMENTS = 10_000
 """Elements of one array."""
 
-_REFUSED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+REFUSED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+"""What is raised for what is refused."""
 
 # These read what is known to be valid.
 _OPENING = re.compile(rb"[ \t\n\r]*+[\[{]")
@@ -63,7 +64,7 @@ def members(data: bytes, at_most: int = MAX_MEMBERS) -> list[Member] | None:
 
     try:
         values = msgspec.json.decode(data, type=dict[_Key, msgspec.Raw], dec_hook=key)
-    except (*_REFUSED, _TooManyError):
+    except (*REFUSED, _TooManyError):
         return None
     found = []
     position = _end(_OPENING, data, 0)
@@ -87,7 +88,7 @@ def elements(
         if len(view) > _COUNTED_FIRST:
             _count(view, at_most)
         values = _decode_items(view)
-    except (*_REFUSED, _TooManyError):
+    except (*REFUSED, _TooManyError):
         return None
     if len(values) > at_most:
         return None

@@ -23,7 +23,6 @@ class EventTooLargeError(Exception):
 
     def __init__(self, max_event_bytes: int) -> None:
         super().__init__(f"a server-sent event holds more than {max_event_bytes} bytes")
-        self.max_event_bytes = max_event_bytes
 
 
 class Event(NamedTuple):

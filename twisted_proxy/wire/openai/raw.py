@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -116,17 +116,26 @@ def number(value: int) -> bytes:
 
 def obj(values: Mapping[str, bytes]) -> bytes:
     """A JSON object of these members, whose names are plain ASCII."""
-    return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), value) for name, value in values.items())
+    pieces = [piece for name, value in values.items() for piece in (b",", b'"%b":' % name.encode(), value)]
+    return _enclose(b"{", pieces, b"}")
 
 
 def array(values: Iterable[bytes]) -> bytes:
     """A JSON array."""
-    return b"[%b]" % b",".join(values)
+    return _enclose(b"[", [piece for value in values for piece in (b",", value)], b"]")
 
 
 def concatenate(literals: Iterable[bytes], between: bytes = b"") -> bytes:
     """One JSON string of several; `between` is the inside of one, as it is escaped in JSON."""
-    return b'"%b"' % between.join(literal[1:-1] for literal in literals)
+    given = list(literals)
+    if len(given) == 1:
+        return given[0]
+    return _enclose(b'"', [piece for each in given for piece in (between, memoryview(each)[1:-1])], b'"')
+
+
+def _enclose(begin: bytes, pieces: Sequence[bytes | memoryview], end: bytes) -> bytes:
+    """Pieces without the separator that they begin with. All is copied once: it may be a whole conversation."""
+    return b"".join((begin, *pieces[1:], end))
 
 
 def _with_surrogates(data: bytes) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -39,6 +39,41 @@ def read(decode: Callable[[bytes], T], value: Raw, where: str) -> T:
         return decode(value)
     except raw.REFUSED as e:
         raise Untranslatable(f"{where}: {e}") from e
+
+
+class Members:
+    """
+    A request's members, as :func:`top_level` gives them; each is taken once, and something must become of all.
+
+    Reading one raises :class:`Untranslatable` where it is not of its type.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._found = top_level(body)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it is there, and not taken."""
+        return name in self._found
+
+    def take(self, name: str) -> Raw | None:
+        return self._found.pop(name, None)
+
+    def read(self, name: str, decode: Callable[[bytes], T]) -> T | None:
+        """``None`` where it is not there."""
+        value = self.take(name)
+        return None if value is None else read(decode, value, name)
+
+    def require(self, name: str, decode: Callable[[bytes], T]) -> T:
+        value = self.take(name)
+        if value is None:
+            raise Untranslatable(f"{name}: the request needs it.")
+        return read(decode, value, name)
+
+    def left(self, known: Collection[str]) -> Iterator[str]:
+        """Those that say something, nobody has taken, and are none of these."""
+        for name, value in self._found.items():
+            if name not in known and text(value, 3) not in (b"[]", b"{}"):
+                yield name
 
 
 def text(value: Raw, length: int | None = None) -> bytes:

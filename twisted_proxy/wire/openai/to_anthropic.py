@@ -21,7 +21,7 @@ from msgspec import Raw
 from twisted_proxy.wire.openai import models, raw, tools
 from twisted_proxy.wire.openai.models import ClaudeModel
 from twisted_proxy.wire.openai.raw import ABSENT
-from twisted_proxy.wire.openai.reading import literal, named, optional_literal, read, text, top_level
+from twisted_proxy.wire.openai.reading import Members, literal, named, optional_literal, read, text
 from twisted_proxy.wire.openai.refusal import Untranslatable
 
 DEFAULT_MAX_TOKENS = 32_000
@@ -170,26 +170,23 @@ def translate_request(
     :param ignore: more members of the request that may be left out.
     :raises Untranslatable: with a status of 400.
     """
-    return _Translation(top_level(body), model, takes or models.claude_model(model), ignore).result()
+    return _Translation(Members(body), model, takes or models.claude_model(model), ignore).result()
 
 
 class _Translation:
     """One request."""
 
-    def __init__(self, members: dict[str, Raw], model: str, takes: ClaudeModel, ignore: Collection[str]) -> None:
+    def __init__(self, members: Members, model: str, takes: ClaudeModel, ignore: Collection[str]) -> None:
         self._members = members
         self._model = model
         self._takes = takes
         self._ignore = ignore
+        self._knows_functions = "functions" in members
 
     def result(self) -> MessagesRequest:
         self._refuse_other_answers()
-        functions = "functions" in self._members
-        value = self._take("messages")
-        if value is None:
-            raise Untranslatable("messages: the request needs it.")
         conversation = _Conversation()
-        conversation.add(read(_MESSAGES, value, "messages"))
+        conversation.add(self._members.require("messages", _MESSAGES))
         if not conversation.turns:
             raise Untranslatable("messages: at least one has to say something, beside system and developer messages.")
         max_tokens = self._max_tokens()
@@ -205,35 +202,29 @@ class _Translation:
         out |= self._sampling(thinks="thinking" in thinking)
         out |= self._stop()
         out |= self._user()
-        stream = self._is_true("stream")
-        options = self._take("stream_options")
-        include_usage = options is not None and read(_STREAM_OPTIONS, options, "stream_options").include_usage is True
+        stream = self._members.read("stream", _BOOLEAN) or False
+        options = self._members.read("stream_options", _STREAM_OPTIONS)
+        include_usage = options is not None and options.include_usage is True
         if stream:
             out["stream"] = b"true"
         self._refuse_what_is_left()
         return MessagesRequest(
-            body=raw.obj(out), stream=stream, include_usage=stream and include_usage, functions=functions
+            body=raw.obj(out),
+            stream=stream,
+            include_usage=stream and include_usage,
+            functions=self._knows_functions,
         )
 
-    def _take(self, name: str) -> Raw | None:
-        return self._members.pop(name, None)
-
-    def _is_true(self, name: str) -> bool:
-        value = self._take(name)
-        return value is not None and read(_BOOLEAN, value, name)
-
     def _refuse_other_answers(self) -> None:
-        value = self._take("n")
-        if value is not None and read(_INTEGER, value, "n") != 1:
+        if self._members.read("n", _INTEGER) not in (None, 1):
             raise Untranslatable("n: Claude gives one answer to a request. Send the request as many times.")
-        if self._is_true("logprobs"):
+        if self._members.read("logprobs", _BOOLEAN):
             raise Untranslatable("logprobs: Claude does not give any.")
-        value = self._take("modalities")
-        if value is not None and set(read(_NAMES, value, "modalities")) - {"text"}:
+        if set(self._members.read("modalities", _NAMES) or ()) - {"text"}:
             raise Untranslatable("modalities: Claude answers in text only.")
 
     def _max_tokens(self) -> int:
-        older, newer = self._take("max_tokens"), self._take("max_completion_tokens")
+        older, newer = self._members.take("max_tokens"), self._members.take("max_completion_tokens")
         value = older if newer is None else newer
         if value is None:
             return int(min(DEFAULT_MAX_TOKENS, self._takes.max_output))
@@ -245,7 +236,7 @@ class _Translation:
     def _sampling(self, *, thinks: bool) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
         for name in ("temperature", "top_p"):
-            value = self._take(name)
+            value = self._members.take(name)
             if value is None:
                 continue
             number = read(_NUMBER, value, name)
@@ -257,7 +248,7 @@ class _Translation:
         return found
 
     def _stop(self) -> dict[str, bytes]:
-        value = self._take("stop")
+        value = self._members.take("stop")
         if value is None:
             return {}
         sequences = [value] if text(value, 1) == b'"' else read(_STRINGS, value, "stop")
@@ -267,7 +258,7 @@ class _Translation:
         return {"stop_sequences": raw.array(literals)} if literals else {}
 
     def _user(self) -> dict[str, bytes]:
-        newer, older = self._take("safety_identifier"), self._take("user")
+        newer, older = self._members.take("safety_identifier"), self._members.take("user")
         value = older if newer is None else newer
         if value is None:
             return {}
@@ -280,9 +271,7 @@ class _Translation:
         """``tools`` and ``tool_choice``, and whether a call is forced."""
         functions = self._functions()
         choice = self._choice()
-        serial = (value := self._take("parallel_tool_calls")) is not None and not read(
-            _BOOLEAN, value, "parallel_tool_calls"
-        )
+        serial = self._members.read("parallel_tool_calls", _BOOLEAN) is False
         if choice.allowed is not None:
             functions = {name: tool for name, tool in functions.items() if name in choice.allowed}
         if not functions:
@@ -291,7 +280,7 @@ class _Translation:
             return {}, False
         out = {"tools": raw.array(functions.values())}
         chosen = dict(choice.members)
-        if (serial or choice.legacy or "functions" in self._members) and chosen.get("type") != b'"none"':
+        if (serial or choice.legacy or self._knows_functions) and chosen.get("type") != b'"none"':
             chosen = {"type": b'"auto"', **chosen, "disable_parallel_tool_use": b"true"}
         if chosen:
             out["tool_choice"] = raw.obj(chosen)
@@ -299,21 +288,19 @@ class _Translation:
 
     def _functions(self) -> dict[str, bytes]:
         found = {}
-        if (value := self._take("tools")) is not None:
-            for index, tool in enumerate(read(_TOOLS, value, "tools")):
-                where = f"tools.{index}"
-                if tool.type != "function" or tool.function is None:
-                    raise Untranslatable(f"{where}: a tool of the type {named(tool.type)} has no counterpart.")
-                name, definition = _definition(tool.function, f"{where}.function")
-                found[name] = definition
-        if (value := self._members.get("functions")) is not None:
-            for index, function in enumerate(read(_FUNCTIONS, value, "functions")):
-                name, definition = _definition(function, f"functions.{index}")
-                found[name] = definition
+        for index, tool in enumerate(self._members.read("tools", _TOOLS) or ()):
+            where = f"tools.{index}"
+            if tool.type != "function" or tool.function is None:
+                raise Untranslatable(f"{where}: a tool of the type {named(tool.type)} has no counterpart.")
+            name, definition = _definition(tool.function, f"{where}.function")
+            found[name] = definition
+        for index, function in enumerate(self._members.read("functions", _FUNCTIONS) or ()):
+            name, definition = _definition(function, f"functions.{index}")
+            found[name] = definition
         return found
 
     def _choice(self) -> _Choice:
-        newer, older = self._take("tool_choice"), self._take("function_call")
+        newer, older = self._members.take("tool_choice"), self._members.take("function_call")
         value = older if newer is None else newer
         if value is None:
             return _Choice()
@@ -344,12 +331,10 @@ class _Translation:
     def _thinking(self, max_tokens: int, *, forced: bool, calls_go_on: bool) -> dict[str, bytes]:
         out = {}
         config = self._format()
-        effort = None
-        if (value := self._take("reasoning_effort")) is not None:
-            effort = read(_STRING, value, "reasoning_effort")
-            if effort not in models.EFFORTS:
-                raise Untranslatable(f"reasoning_effort: {named(effort)} has no counterpart.")
-        given = self._take("thinking")
+        effort = self._members.read("reasoning_effort", _STRING)
+        if effort is not None and effort not in models.EFFORTS:
+            raise Untranslatable(f"reasoning_effort: {named(effort)} has no counterpart.")
+        given = self._members.take("thinking")
         if effort is not None and self._takes.efforts:
             config["effort"] = raw.quote(self._takes.effort(effort))
         if given is not None:
@@ -367,11 +352,8 @@ class _Translation:
         return out
 
     def _format(self) -> dict[str, bytes]:
-        value = self._take("response_format")
-        if value is None:
-            return {}
-        wanted = read(_RESPONSE_FORMAT, value, "response_format")
-        if wanted.type == "text":
+        wanted = self._members.read("response_format", _RESPONSE_FORMAT)
+        if wanted is None or wanted.type == "text":
             return {}
         if wanted.type != "json_schema" or wanted.json_schema is None:
             raise Untranslatable(
@@ -384,10 +366,7 @@ class _Translation:
         return {"format": raw.obj({"type": b'"json_schema"', "schema": schema})}
 
     def _refuse_what_is_left(self) -> None:
-        known = ("model", "functions")
-        for name, value in self._members.items():
-            if name in known or name in HINTS or name in self._ignore or text(value, 3) in (b"[]", b"{}"):
-                continue
+        for name in self._members.left({"model", *HINTS, *self._ignore}):
             raise Untranslatable(
                 f"{named(name)}: it is not known to have a counterpart in Anthropic's API, which serves "
                 f"{named(self._model)}. Leave it out."

@@ -19,7 +19,7 @@ from msgspec import Raw
 from twisted_proxy.wire.openai import models, raw, tools
 from twisted_proxy.wire.openai.models import OpenAIModel
 from twisted_proxy.wire.openai.raw import ABSENT
-from twisted_proxy.wire.openai.reading import joined, literal, named, optional_literal, read, text, top_level
+from twisted_proxy.wire.openai.reading import Members, joined, literal, named, optional_literal, read, text
 from twisted_proxy.wire.openai.refusal import Untranslatable
 
 HINTS = frozenset(
@@ -165,13 +165,13 @@ def translate_request(
     :param ignore: more members of the request that may be left out.
     :raises Untranslatable: with a status of 400.
     """
-    return _Translation(top_level(body), model, takes or models.openai_model(model), ignore).result()
+    return _Translation(Members(body), model, takes or models.openai_model(model), ignore).result()
 
 
 class _Translation:
     """One request."""
 
-    def __init__(self, members: dict[str, Raw], model: str, takes: OpenAIModel, ignore: Collection[str]) -> None:
+    def __init__(self, members: Members, model: str, takes: OpenAIModel, ignore: Collection[str]) -> None:
         self._members = members
         self._model = model
         self._takes = takes
@@ -183,39 +183,29 @@ class _Translation:
         out = {"model": raw.quote(self._model)}
         chosen = self._tools()
         conversation = _Conversation()
-        if (system := self._take("system")) is not None:
+        if (system := self._members.take("system")) is not None:
             conversation.system(system, "system")
-        messages = read(_MESSAGES, self._required("messages"), "messages")
+        messages = self._members.require("messages", _MESSAGES)
         if not messages:
             raise Untranslatable("messages: at least one message is required.")
         conversation.add(messages)
         out["messages"] = raw.array(conversation.out)
         out["max_completion_tokens"] = raw.number(self._max_tokens())
         out |= self._sampling() | self._stop()
-        stream = (value := self._take("stream")) is not None and read(_BOOLEAN, value, "stream")
+        stream = self._members.read("stream", _BOOLEAN) or False
         if stream:
             out |= {"stream": b"true", "stream_options": b'{"include_usage":true}'}
         out |= chosen
         out |= self._output(conversation.effort, has_tools="tools" in chosen)
-        if (value := self._take("metadata")) is not None:
-            user = read(_METADATA, value, "metadata").user_id
-            if user:
-                out["safety_identifier"] = raw.quote(hashlib.sha256(user.encode()).hexdigest())
+        metadata = self._members.read("metadata", _METADATA)
+        if metadata is not None and metadata.user_id:
+            out["safety_identifier"] = raw.quote(hashlib.sha256(metadata.user_id.encode()).hexdigest())
         self._refuse_what_is_left()
         return ChatRequest(body=raw.obj(out), stream=stream, tool_names=self._names)
 
-    def _take(self, name: str) -> Raw | None:
-        return self._members.pop(name, None)
-
-    def _required(self, name: str) -> Raw:
-        value = self._take(name)
-        if value is None:
-            raise Untranslatable(f"{name}: the request needs it.")
-        return value
-
     def _check_thread(self) -> None:
-        value = self._take("thread")
-        if value is not None and read(_THREAD, value, "thread").type != "create":
+        thread = self._members.read("thread", _THREAD)
+        if thread is not None and thread.type != "create":
             # Anthropic holds the history. Clients know this code, and send the whole conversation.
             raise Untranslatable(
                 f"thread: the conversation is held by Anthropic, and {named(self._model)} is served by another "
@@ -224,7 +214,7 @@ class _Translation:
             )
 
     def _max_tokens(self) -> int:
-        wanted = read(_INTEGER, self._required("max_tokens"), "max_tokens")
+        wanted = self._members.require("max_tokens", _INTEGER)
         if wanted < 1:
             raise Untranslatable("max_tokens: it has to be at least 1. (0 warms Anthropic's cache.)")
         # No answer is longer than the model can make it: to ask for more is an error there, and no wish here.
@@ -233,15 +223,14 @@ class _Translation:
     def _sampling(self) -> dict[str, bytes]:
         found = {}
         for name in ("temperature", "top_p"):
-            if (value := self._take(name)) is not None:
+            if (value := self._members.take(name)) is not None:
                 read(_NUMBER, value, name)
                 if self._takes.sampling:
                     found[name] = text(value)
         return found
 
     def _stop(self) -> dict[str, bytes]:
-        value = self._take("stop_sequences")
-        sequences = [] if value is None else read(_STRINGS, value, "stop_sequences")
+        sequences = self._members.read("stop_sequences", _STRINGS)
         if not sequences:
             return {}
         if not self._takes.stop:
@@ -255,10 +244,9 @@ class _Translation:
     # -- tools
 
     def _tools(self) -> dict[str, bytes]:
-        value, choice = self._take("tools"), self._take("tool_choice")
-        defined = [] if value is None else read(_TOOLS, value, "tools")
+        defined = self._members.read("tools", _TOOLS) or ()
         functions = [self._tool(tool, f"tools.{index}") for index, tool in enumerate(defined)]
-        chosen = None if choice is None else read(_TOOL_CHOICE, choice, "tool_choice")
+        chosen = self._members.read("tool_choice", _TOOL_CHOICE)
         if not functions:
             if chosen is not None and chosen.type not in ("auto", "none"):
                 raise Untranslatable("tool_choice: a tool is asked for, and there are no tools.")
@@ -311,9 +299,8 @@ class _Translation:
 
     def _output(self, effort_of_turn: str | None, *, has_tools: bool) -> dict[str, bytes]:
         out = {}
-        value = self._take("output_config")
-        config = _OutputConfig() if value is None else read(_OUTPUT_CONFIG, value, "output_config")
-        older = self._take("output_format")
+        config = self._members.read("output_config", _OUTPUT_CONFIG) or _OutputConfig()
+        older = self._members.take("output_format")
         wanted = config.format or (None if older is None else read(_FORMAT, older, "output_format"))
         if wanted is not None:
             schema = text(wanted.schema)
@@ -333,8 +320,7 @@ class _Translation:
         return out
 
     def _effort(self, effort: str | None) -> str | None:
-        value = self._take("thinking")
-        thinking = None if value is None else read(_THINKING, value, "thinking")
+        thinking = self._members.read("thinking", _THINKING)
         if thinking is not None and thinking.type in ("disabled", "between_tools"):
             return self._takes.effort("none")
         if effort is None and thinking is not None and thinking.type == "enabled":
@@ -343,9 +329,7 @@ class _Translation:
         return self._takes.effort(effort)
 
     def _refuse_what_is_left(self) -> None:
-        for name, value in self._members.items():
-            if name == "model" or name in HINTS or name in self._ignore or text(value, 3) in (b"[]", b"{}"):
-                continue
+        for name in self._members.left({"model", *HINTS, *self._ignore}):
             reason = _REFUSED.get(name, "it is not known to have a counterpart in OpenAI's API")
             raise Untranslatable(
                 f"{named(name)}: cannot be translated for {named(self._model)}, {reason}. Leave it out, or route the "
