@@ -326,6 +326,29 @@ class StoreContract:
             await store.close()
 
     @awaited
+    async def test_who_only_reads_makes_nothing(self, new_store: Callable[[], SqlStore]) -> None:
+        """What is not there is not made, and what is there is read as it is, if this program knows it."""
+        reader, store = new_store(), new_store()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await reader.open_to_read()
+        await store.open()
+        await store.write([record(1, b"body")])
+        await reader.open_to_read()
+        assert await body_of(reader, 1) == b"body"
+        newest = len(migrations(store._dialect.name))
+        for statement, version, words in (
+            ("INSERT INTO schema_version (version) VALUES (?)", newest + 1, "newer claude-proxy"),
+            ("DELETE FROM schema_version WHERE version >= ?", newest, "brings it up to date"),
+        ):
+            said = (statement, version)
+            await store._driver.transact(lambda transaction: transaction.execute(*said))  # noqa: B023 - called now
+            with pytest.raises(StoreError, match=words):
+                await reader.open_to_read()
+        await reader.close()
+        await store.close()
+
+    @awaited
     async def test_a_newer_schema_is_left_alone(self, new_store: Callable[[], SqlStore]) -> None:
         """It is refused in words, at opening, and where it comes while the store is open: nothing is written then."""
         store = new_store()

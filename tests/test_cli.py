@@ -10,24 +10,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pytest_twisted import blockon
 from twisted.application.service import IService, IServiceMaker
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 from twisted.plugin import getPlugins
 from twisted.python import usage
 
+from tests.store_contract import exchange_id, record
 from twisted_proxy import __version__, cli, tap
 from twisted_proxy.config import SETTINGS, Config
+from twisted_proxy.record.sql import SqlStore
+from twisted_proxy.record.sqlite import SqliteDriver
 
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and an environment in which nothing is set."""
-    monkeypatch.chdir(tmp_path)
-    for setting in SETTINGS:
-        monkeypatch.delenv(setting.env, raising=False)
-    return tmp_path
+reactor: Any = installed_reactor
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -172,6 +172,49 @@ class TestExplainRoute:
         out, err = capsys.readouterr()
         assert out == ""
         assert words in err
+
+
+class TestExplainRecorded:
+    """``claude-proxy explain-route`` with the id of a recorded request."""
+
+    ASKED = ("-m", "twisted_proxy.cli", "explain-route", exchange_id(1))
+
+    @pytest.fixture
+    def file(self, here: Path) -> Path:
+        """A store with one request."""
+        file = here / "requests.db"
+
+        async def fill() -> None:
+            store = SqlStore(SqliteDriver(reactor, file))
+            await store.open()
+            await store.write([record(1, b'{"model":"claude-3"}')])
+            await store.close()
+
+        blockon(Deferred.fromCoroutine(fill()))
+        return file
+
+    def test_recorded(self, here: Path, file: Path) -> None:
+        """Where it would go now; the store is only read."""
+        before = file.read_bytes()
+        done = run(*self.ASKED, cwd=here)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "claude-3 is of anthropic" in done.stdout
+        assert file.read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [(None, "there is no SQLite database"), (b"", "has no tables of this program yet")],
+    )
+    def test_no_store(self, here: Path, content: bytes | None, words: str) -> None:
+        """It says so, and makes none."""
+        if content is not None:
+            (here / "requests.db").write_bytes(content)
+        before = sorted(here.iterdir())
+        done = run(*self.ASKED, cwd=here)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert str(here / "requests.db") in done.stderr
+        assert words in done.stderr
+        assert sorted(here.iterdir()) == before
 
 
 class TestCommand:

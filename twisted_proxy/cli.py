@@ -109,7 +109,7 @@ def _recorded_request(config: Config, exchange_id: str) -> tuple[str, Sequence[t
         return exchange.path, exchange.request_headers, decode(body.data, body.content_encoding).data
 
     try:
-        return with_store(config.record, find)
+        return with_store(config.record, find, to_read=True)
     except StoreError as error:
         raise _NotRecorded(f"cannot be looked up: {error}") from None
 

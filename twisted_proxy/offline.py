@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted_proxy.config import RecordConfig
@@ -13,21 +14,23 @@ from twisted_proxy.record.store import RecordStore
 T = TypeVar("T")
 
 
-def with_store(config: RecordConfig, work: Callable[[RecordStore], Awaitable[T]]) -> T:
+def with_store(config: RecordConfig, work: Callable[[RecordStore], Awaitable[T]], *, to_read: bool = False) -> T:
     """
     What some work with the configured store gives. Runs a reactor, so that it can be called once in a process.
 
+    :param to_read: the store is used as it is, and not made where there is none.
     :raises StoreError: the store cannot be opened, or fails.
     """
     from twisted.internet import task
 
+    db_path = str(Path(config.db_path).absolute())
     results: list[T] = []
     failures: list[BaseException] = []
 
     async def main(running: Any) -> None:
-        store = store_of(running, db_path=config.db_path, database_url=config.database_url)
+        store = store_of(running, db_path=db_path, database_url=config.database_url)
         try:
-            await store.open()
+            await (store.open_to_read() if to_read else store.open())
             results.append(await work(store))
         except Exception as failure:  # noqa: BLE001 - for the caller, in whose stack frame it belongs
             failures.append(failure)

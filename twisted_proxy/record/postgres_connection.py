@@ -55,7 +55,7 @@ _ADVICE = {
     "28": "Check user and password in DATABASE_URL, and the server's pg_hba.conf.",
     "3D": "Create the database, or name another in DATABASE_URL.",
     "42501": "Grant DATABASE_URL's user what it lacks.",
-    "42P01": "Somebody has removed a table: restore it, or begin with an empty database.",
+    "42P01": "claude-proxy makes its tables when it starts; where somebody removed one, restore it.",
     "53100": "Make room on the server's disk.",
     "53300": "Raise max_connections, or let fewer clients in: a proxy takes up to 5 connections.",
     "55P03": "Another transaction holds what it needs; if that stays so, look for it in pg_stat_activity.",
@@ -278,6 +278,15 @@ class Connection(txpostgres.Connection):  # type: ignore[misc] # it is not typed
         if self.lost is not None:
             self.lost()
 
+    def _drop_without_socket(self) -> None:
+        """
+        To be called before txpostgres goes on to watch a connection.
+
+        Where the server hangs up on a login, libpq has closed the socket; psycopg2 does not call that closed.
+        """
+        if not self._connection.closed and self._connection.fileno() < 0:
+            self.drop("the server has closed the connection")
+
     def moved(self) -> None:
         if self.moving is not None:
             self.moving()
@@ -300,7 +309,12 @@ class Connection(txpostgres.Connection):  # type: ignore[misc] # it is not typed
         if self._connection.closed or not (self._pollingD or self._cursors):
             self.drop("the server has closed the connection")
 
+    def cursorFinished(self, cursor: _Cursor) -> None:
+        self._drop_without_socket()
+        super().cursorFinished(cursor)
+
     def checkForNotifies(self) -> None:
+        self._drop_without_socket()
         if self._connection.closed:
             self.drop("the server has closed the connection")
             return

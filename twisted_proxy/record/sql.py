@@ -90,6 +90,20 @@ class SqlStore:
     async def open(self) -> None:
         await self._driver.open(partial(migrate, steps=self._steps, label=self._driver.label))
 
+    async def open_to_read(self) -> None:
+        """
+        Instead of :meth:`open`, for who only reads: nothing is made, and nothing is brought up to date.
+
+        :raises StoreError: there is no store, or it is one of another version.
+        """
+        version = await self._driver.read(version_of)
+        check(version, self._steps, self._driver.label)
+        if version < len(self._steps):
+            raise StoreError(
+                f"{self._driver.label} has schema version {version}, and this program reads {len(self._steps)}: start "
+                "claude-proxy with it once, which brings it up to date"
+            )
+
     async def close(self) -> None:
         await self._driver.close()
 

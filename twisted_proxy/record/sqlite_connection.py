@@ -307,6 +307,11 @@ class Reader(_Connection):
                     connection.execute("ROLLBACK")
 
     def _connect(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            raise StoreUnavailable(
+                f"there is no SQLite database {self.path}: nothing was recorded there yet, or DB_PATH is to be set to "
+                "another"
+            )
         # Not even the last of these to be closed removes what is beside the file.
         return self._open("ro", timeout=self.limits.busy)
 
