@@ -25,17 +25,16 @@ from urllib.parse import urlencode
 
 import attrs
 
+from twisted_proxy import config
+
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
 START_LIMIT: Final = 30.0
 """Seconds for a process to say that it is ready: generous, as a loaded machine is not a failure."""
 WAIT_LIMIT: Final = 10.0
 """Seconds that a `wait_for` waits unless told otherwise."""
-FOREIGN: Final = re.compile(r"ANTHROPIC_|CLAUDE|OPENAI_|DRAIN_|SSL_CERT|PYTHON|\w+_PROXY$", re.IGNORECASE)
-SETTINGS: Final = {
-    "HOST", "PORT", "LISTEN", "READ_TIMEOUT", "WRITE_TIMEOUT", "IDLE_TIMEOUT", "UPSTREAM_IDLE_TIMEOUT",
-    "HEADER_TIMEOUT", "MAX_BODY_BYTES", "MAX_BODIES_BYTES", "MAX_CONNECTIONS", "LIMIT_CONCURRENT",
-    "LIMIT_REQUESTS_PER_MINUTE", "LOG_FORMAT", "RECORD", "DB_PATH", "DATABASE_URL", "SPOOL_DIR",
-}  # fmt: skip
+FOREIGN: Final = re.compile(r"ANTHROPIC_|CLAUDE|OPENAI_|OTEL_|DRAIN_|SSL_CERT|PYTHON|\w+_PROXY$", re.IGNORECASE)
+SETTINGS: Final = frozenset(setting.env for setting in config.SETTINGS if setting.env)
+"""What configures the proxy; `FOREIGN` has what configures clients of it, or Python."""
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -60,7 +59,13 @@ class Process:
     """A child process with its output in `lines` (standard error included). A context manager: leaving it kills."""
 
     def __init__(
-        self, arguments: Sequence[str | Path], *, environment: Mapping[str, str], cwd: Path, stdin: bool = False
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str],
+        cwd: Path,
+        stdin: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.arguments = [str(each) for each in arguments]
         self.lines: list[str] = []
@@ -71,6 +76,7 @@ class Process:
             cwd=cwd,
             env=dict(environment),
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            pass_fds=pass_fds,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -307,13 +313,21 @@ class Proxy(Process):
     ``twistd -n claude-proxy`` from this checkout, listening. It records nothing unless `settings` say so.
 
     :param wrapper: a command that becomes (``exec``) the command that follows it.
+    :param pass_fds: descriptors that it inherits, by the same numbers.
     """
 
-    def __init__(self, directory: Path, *, wrapper: Sequence[str | Path] = (), **settings: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        wrapper: Sequence[str | Path] = (),
+        pass_fds: Sequence[int] = (),
+        **settings: str,
+    ) -> None:
         environment = clean_environment(PYTHONPATH=str(CHECKOUT), HOST="127.0.0.1", PORT="0", RECORD="off") | settings
         twistd = Path(sys.executable).parent / "twistd"
         arguments = (*wrapper, sys.executable, twistd, "-n", "--pidfile=", "claude-proxy")
-        super().__init__(arguments, environment=environment, cwd=directory)
+        super().__init__(arguments, environment=environment, cwd=directory, pass_fds=pass_fds)
         try:
             self.port = int(self.wait_for_line(LISTENING).group(1))
         except BaseException:
@@ -342,4 +356,4 @@ class Proxy(Process):
 def proxy(directory: Path, upstream: StandIn, **settings: str) -> Proxy:
     """A proxy before a stand-in, whose authority it trusts; `settings` are more environment. A context manager."""
     more = {"SSL_CERT_FILE": str(upstream.ca_file)} if upstream.ca_file else {}
-    return Proxy(directory, **{"ANTHROPIC_FORWARD_URL": upstream.url, **more, **settings})
+    return Proxy(directory, pass_fds=(), **{"ANTHROPIC_FORWARD_URL": upstream.url, **more, **settings})

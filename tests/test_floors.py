@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "twisted_proxy"
 
 FLOORS = (
     {"__init__", "wire", "config"},
-    {"runtime", "fields", "logs", "tally", "siblings", "signals", "listening", "children"},
+    {"runtime", "fields", "logs", "tally", "siblings", "signals", "listening", "notify", "children"},
     {"relay", "record"},
     {"metrics", "tracing"},
     {"web"},

@@ -16,7 +16,7 @@ from twisted.web.server import Site
 from twisted_proxy.config import Config, ProviderConfig, RecordConfig
 from twisted_proxy.relay.connection import OriginAgent
 from twisted_proxy.service import ProxyServer, ProxyService
-from twisted_proxy.web.channel import ProxySite
+from twisted_proxy.web.channel import LAST_CALL, ProxySite
 
 from .memory import LAST_CHUNK, STREAM_HEAD, Client, FakeEndpoint, InMemoryProxy, chunk, event
 
@@ -85,6 +85,7 @@ def server() -> Server:
 def test_stopping_with_nothing_in_flight_ends_at_once(server: Server) -> None:
     """No tick is waited for."""
     idle = server.client()
+    server.reactor.advance(LAST_CALL)
     stopped = fired(server.service.stopService())
     assert not server.listening
     assert idle.closed_by == "fin"
@@ -110,6 +111,7 @@ def test_it_listens_and_serves_until_the_last_answer_is_out(server: Server) -> N
     assert not server.listening
     assert client.answer().outcome == "complete"
     assert stopped == []
+    server.reactor.advance(LAST_CALL)
     client.deliver_close()
     assert stopped == [None]
 
@@ -174,6 +176,7 @@ def test_a_slow_reader_of_the_last_answer_gets_all_of_it(server: Server) -> None
     assert server.listening
     client.go_on()
     assert client.answer().outcome == "complete"
+    server.reactor.advance(LAST_CALL)
     client.deliver_close()
     assert stopped == [None]
 

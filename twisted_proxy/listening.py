@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from twisted.internet import endpoints, fdesc, tcp, unix
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
@@ -23,6 +23,9 @@ BACKLOG: Final = 1024
 
 ACCEPTED_AT_ONCE: Final = 2
 """Connections that a process takes in one turn of its reactor where others listen as well: the rest is for them."""
+
+LEFT_OVER: Final = 0.1
+"""Seconds between two looks at what nobody else has accepted, by a process that goes."""
 
 Listen = Callable[[str, IProtocolFactory], Deferred[IListeningPort]]
 """Begins to listen where an endpoint string says."""
@@ -107,6 +110,12 @@ def listen_all(wanted: Sequence[tuple[str, IProtocolFactory]], listen: Listen) -
     return ports
 
 
+def stand_back(port: IListeningPort) -> None:
+    """Accept only what nobody else accepts on the same socket, where it is one that others may use as well."""
+    if isinstance(port, _Shared):
+        port.stand_back()
+
+
 class _Adopting:
     """
     A reactor that listens on an inherited socket wherever it is to listen.
@@ -152,23 +161,49 @@ def adopt(reactor: Any, descriptor: int, factory: IProtocolFactory) -> IListenin
     return cast("IListeningPort", port)
 
 
-class _FewAtOnce:
+class _Shared:
     """Leaves connections for the others who listen. Twisted adapts the number to what it found, up to hundreds."""
+
+    reactor: Any
+    stopReading: Callable[[], None]
+    doRead: Callable[[], None]
+    _look: IDelayedCall | None = None
 
     @property
     def numberAccepts(self) -> int:
-        return ACCEPTED_AT_ONCE
+        return ACCEPTED_AT_ONCE if self._look is None else BACKLOG
 
     @numberAccepts.setter
     def numberAccepts(self, number: int) -> None:
         """It is as it is."""
 
+    def stand_back(self) -> None:
+        """
+        From now on, accept only what nobody else does.
 
-class _SharedTCPPort(_FewAtOnce, tcp.Port):
-    pass
+        A process that goes would not come to its end while it takes its share of all that is new. But it may be alone:
+        its successor starts when it is gone, or cannot start.
+        """
+        if self._look is None:
+            self.stopReading()
+            self._look = self.reactor.callLater(LEFT_OVER, self._take_what_is_left)
+
+    def _take_what_is_left(self) -> None:
+        self.doRead()
+        self._look = self.reactor.callLater(LEFT_OVER, self._take_what_is_left)
+
+    def _stop_looking(self) -> None:
+        if self._look is not None and self._look.active():
+            self._look.cancel()
 
 
-class _SharedUNIXPort(_FewAtOnce, unix.Port):
+class _SharedTCPPort(_Shared, tcp.Port):
+    def connectionLost(self, reason: Failure) -> None:
+        self._stop_looking()
+        super().connectionLost(reason)
+
+
+class _SharedUNIXPort(_Shared, unix.Port):
     def startListening(self) -> None:
         """It listens already; its mode and its backlog are its maker's."""
         tcp._reservedFD.reserve()
@@ -182,5 +217,6 @@ class _SharedUNIXPort(_FewAtOnce, unix.Port):
         self.startReading()
 
     def connectionLost(self, reason: Failure) -> None:
+        self._stop_looking()
         # Past the base class, which deletes the name.
         tcp.Port.connectionLost(self, reason)

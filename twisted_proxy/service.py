@@ -22,9 +22,10 @@ from twisted.web.iweb import IAgent
 from twisted.web.resource import IResource
 
 from .config import Config, ProviderConfig
-from .listening import Listen, address_of, listen_all, listener
+from .listening import Listen, address_of, listen_all, listener, stand_back
 from .logs import use_observer
 from .metrics.metrics import Metrics
+from .notify import READY, STOPPING, notify
 from .record.keeper import Keeper
 from .record.live import Live
 from .record.sql import SqlStore
@@ -182,6 +183,7 @@ class ProxyService(Service):
         log.warn("{warning}", warning=warning)
 
     async def _stop(self) -> None:
+        self._stand_back()
         await self.drain.begin()
         if self.drain.end is not DrainEnd.IDLE:
             self._cut()
@@ -202,6 +204,9 @@ class ProxyService(Service):
             except Exception:  # noqa: BLE001 - one that cannot be cut must not keep the others
                 log.failure("cutting {request_id} failed", request_id=request.request_id)
 
+    def _stand_back(self) -> None:
+        """Nothing of ours listens here."""
+
     async def _close_front(self) -> None:
         """Nothing of ours listens here."""
 
@@ -216,6 +221,7 @@ def announce(config: Config, ports: Sequence[IListeningPort], dashboard_ports: S
         )
     for port in dashboard_ports:
         log.info("the dashboard listening on {where}", where=address_of(port))
+    notify(READY)
 
 
 class ProxyServer(ProxyService):
@@ -285,6 +291,7 @@ class ProxyServer(ProxyService):
         announce(self.config, self.ports, self.dashboard_ports)
 
     def _told_to_stop(self, number: signal.Signals) -> None:
+        notify(STOPPING)
         if number == signal.SIGINT:
             # Somebody sits there: no balancer has to see us leave.
             self.drain.skip_lame_duck()
@@ -299,6 +306,10 @@ class ProxyServer(ProxyService):
     def _abort(self) -> None:
         for site in filter(None, (self.site, self.dashboard_site)):
             site.abort()
+
+    def _stand_back(self) -> None:
+        for port in (*self.ports, *self.dashboard_ports):
+            stand_back(port)
 
     async def _close_front(self) -> None:
         ports = (*self.ports, *self.dashboard_ports)

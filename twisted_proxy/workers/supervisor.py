@@ -30,6 +30,7 @@ from ..children import Delay, LastWords, blocked, environment, fate
 from ..config import Config
 from ..listening import listen_all, listener
 from ..logs import use_observer
+from ..notify import STOPPING, notify
 from ..runtime import Waiters
 from ..service import announce
 from ..siblings import JOINED, LEFT
@@ -121,6 +122,7 @@ class Supervisor(Service):
             self._spawn(place)
 
     def _told_to_stop(self, number: signal.Signals) -> None:
+        notify(STOPPING)
         # With SIGINT, somebody sits there: no balancer has to see us leave.
         self._lame_duck = number != signal.SIGINT
 
