@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -13,6 +15,11 @@ from zope.interface import implementer
 from tests.postgresql import database, postgresql
 from tests.processes import Proxy, StandIn, proxy, standin
 from tests.recorded import Reader
+from tests.sockets import RawUpstream
+from twisted_proxy.config import SETTINGS
+
+if TYPE_CHECKING:
+    from tests.dashboard import Dashboard
 
 __all__ = ["database", "postgresql"]
 
@@ -42,6 +49,31 @@ def logs() -> Iterator[list[LogEvent]]:
     globalLogPublisher.removeObserver(kept)
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and an environment in which nothing is set."""
+    monkeypatch.chdir(tmp_path)
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting.env, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Dashboard]:
+    """The dashboard's API, in memory, over a store of its own."""
+    from tests.dashboard import dashboard
+
+    with dashboard(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="class")
+def raw() -> Iterator[RawUpstream]:
+    """An upstream whose `handle` each test sets."""
+    with RawUpstream(lambda connection: None) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     """The misbehaving stand-in, one for all tests: tell requests apart by `StandIn.mark`, never `reset` it."""
@@ -53,6 +85,13 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 def tls_upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     """The same over TLS."""
     with standin(tmp_path_factory.mktemp("standin-tls"), tls=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """The API of OpenAI's kind."""
+    with standin(tmp_path_factory.mktemp("provider")) as running:
         yield running
 
 

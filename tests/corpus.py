@@ -11,7 +11,7 @@ from __future__ import annotations
 import attrs
 
 
-def event(name: str, data: str) -> bytes:
+def event(name: str, data: str = "{}") -> bytes:
     """One server-sent event."""
     return f"event: {name}\ndata: {data}\n\n".encode()
 

@@ -61,42 +61,46 @@ def answer_ok(peer: UpstreamPeer) -> None:
 
 class Upstreams:
     """
-    Answers each request as soon as it is whole.
+    Answers each request as soon as it is whole, whichever provider it went to.
 
     :param answer: does so.
+    :ivar forwarded: what Anthropic received. :ivar forwarded_elsewhere: what others did.
     """
 
     def __init__(self, proxy: InMemoryProxy, answer: Callable[[UpstreamPeer], None] = answer_ok) -> None:
         self._proxy = proxy
         self._answer = answer
-        self._readers: list[tuple[h11.Connection, int]] = []
+        self._readers: dict[UpstreamPeer, tuple[h11.Connection, int]] = {}
         self.forwarded: list[Forwarded] = []
+        self.forwarded_elsewhere: list[Forwarded] = []
 
     def answer_all(self) -> None:
         while self._answer_some():
             pass
 
     def _answer_some(self) -> bool:
-        peers = self._proxy.endpoint.peers
-        while len(self._readers) < len(peers):
-            self._readers.append((h11.Connection(h11.SERVER, max_incomplete_event_size=2**20), 0))
-        found = False
-        for number, peer in enumerate(list(peers)):
-            reader, read = self._readers[number]
-            written = peer.written
-            if len(written) > read:
-                reader.receive_data(written[read:])
-                self._readers[number] = (reader, len(written))
-            if reader.their_state is h11.IDLE and (request := reader.next_event()) is not h11.NEED_DATA:
-                assert isinstance(request, h11.Request)
-                self.forwarded.append(self._rest(reader, request))
-                # Whatever the answer is, h11 has to see one before it reads on.
-                reader.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
-                reader.send(h11.EndOfMessage())
-                reader.start_next_cycle()
-                self._answer(peer)
-                found = True
-        return found
+        others = [peer for endpoint in self._proxy.others.values() for peer in endpoint.peers]
+        return any(self._answer_one(peer) for peer in (*self._proxy.endpoint.peers, *others))
+
+    def _answer_one(self, peer: UpstreamPeer) -> bool:
+        """Whether a peer had a request that was not answered."""
+        fresh = (h11.Connection(h11.SERVER, max_incomplete_event_size=2**20), 0)
+        reader, read = self._readers.setdefault(peer, fresh)
+        written = peer.written
+        if len(written) > read:
+            reader.receive_data(written[read:])
+            self._readers[peer] = (reader, len(written))
+        if reader.their_state is not h11.IDLE or (request := reader.next_event()) is h11.NEED_DATA:
+            return False
+        assert isinstance(request, h11.Request)
+        to_anthropic = peer in self._proxy.endpoint.peers
+        (self.forwarded if to_anthropic else self.forwarded_elsewhere).append(self._rest(reader, request))
+        # Whatever the answer is, h11 has to see one before it reads on.
+        reader.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
+        reader.send(h11.EndOfMessage())
+        reader.start_next_cycle()
+        self._answer(peer)
+        return True
 
     def _rest(self, reader: h11.Connection, request: h11.Request) -> Forwarded:
         body = b""

@@ -1,4 +1,7 @@
-"""Whether a request is one by the official SDKs' own types, each message, block, part and tool included."""
+"""
+Parts of conversations in both APIs; and whether a request is one by the official SDKs' own types, each message, block,
+part and tool included.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,24 @@ _MESSAGE: TypeAdapter[Any] = TypeAdapter(MessageParam)
 _BLOCK: TypeAdapter[Any] = TypeAdapter(ContentBlockParam)
 _TEXT: TypeAdapter[Any] = TypeAdapter(TextBlockParam)
 _TOOL: TypeAdapter[Any] = TypeAdapter(ToolUnionParam)
+
+JSON = dict[str, Any]
+
+
+def text(said: str) -> JSON:
+    return {"type": "text", "text": said}
+
+
+def user(*blocks: Any) -> JSON:
+    return {"role": "user", "content": list(blocks)}
+
+
+def tool_use(call_id: str, name: str = "f", **values: Any) -> JSON:
+    return {"type": "tool_use", "id": call_id, "name": name, "input": values}
+
+
+def call(call_id: str, name: str = "f", arguments: str = "{}") -> JSON:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def chat_request(body: bytes) -> Any:

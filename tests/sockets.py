@@ -273,6 +273,13 @@ def prompt(text: str = "Hello", *, stream: bool = False) -> bytes:
     return json.dumps(value).encode()
 
 
+def id_of(answer: Answer) -> str:
+    """The id that the proxy gave to its request."""
+    found = answer.header("x-proxy-request-id")
+    assert found is not None
+    return found
+
+
 def play(scenario: str) -> tuple[str, str]:
     """The header that asks the stand-in for a scenario."""
     return ("x-standin", scenario)

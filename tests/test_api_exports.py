@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.task import deferLater
 
-from tests.dashboard import Dashboard, answered, dashboard, full, request_body
+from tests.dashboard import Dashboard, answered, full, request_body
 from tests.memory import read_answer
 from tests.store_contract import awaited, body, exchange, exchange_id
 from twisted_proxy.record.exchange import Record, Role
@@ -25,12 +24,6 @@ reactor: Any = installed_reactor
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\n```\n# not a heading \\u0000 'quote' $(reboot) `id`"
 )
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Dashboard]:
-    with dashboard(tmp_path) as made:
-        yield made
 
 
 class Tags(HTMLParser):

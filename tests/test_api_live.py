@@ -31,12 +31,6 @@ CLAUDE_CODE = [
 ]
 
 
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Dashboard]:
-    with dashboard(tmp_path) as made:
-        yield made
-
-
 @attrs.define
 class Told:
     name: str

@@ -17,12 +17,6 @@ from tests.store_contract import awaited, exchange_id, record
 SECRET = "sk-ant-0123456789abcdef0123"
 
 
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Dashboard]:
-    with dashboard(tmp_path) as made:
-        yield made
-
-
 async def replay(board: Dashboard, number: int = 1, **value: Any) -> Any:
     headers = await board.csrf()
     return await board.ask(f"/api/requests/{exchange_id(number)}/replay", "POST", value=value, headers=headers)

@@ -15,12 +15,6 @@ from twisted_proxy.record.exchange import Link, Role
 from twisted_proxy.web.api.calls import parse_time, show_time
 
 
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Dashboard]:
-    with dashboard(tmp_path) as made:
-        yield made
-
-
 class TestList:
     """``GET /api/requests``."""
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.corpus import event
 from twisted_proxy.record.excerpt import HEAD, TAIL, WHOLE, Excerpt
-
-
-def event(name: str, data: str) -> bytes:
-    return f"event: {name}\ndata: {data}\n\n".encode()
-
 
 START = event("message_start", '{"type":"message_start"}')
 DELTA = event("message_delta", '{"type":"message_delta"}')

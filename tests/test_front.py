@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.logger import LogEvent
 
 from twisted_proxy import __version__
 from twisted_proxy.relay.streaming import Relay
@@ -348,6 +349,31 @@ def test_request_ids_are_unique_and_in_order_of_time() -> None:
     ids = {proxy.get("/health").header("x-proxy-request-id") for _ in range(100)}
     assert len(ids) == 100
     assert {str(value)[:16] for value in ids} == {"req_018bcfe56800"}
+
+
+def test_who_was_cut_by_hand_is_told_so_and_need_not_try_again(logs: list[LogEvent]) -> None:
+    """Before there is an answer, by an error that clients do not repeat; in a stream by an event."""
+    proxy = InMemoryProxy()
+    client, _ = proxy.asked()
+    proxy.service.gauge.oldest()[0].cut_by_hand("Somebody has cut it.")
+    answer = client.answer()
+    assert (answer.status, answer.header("x-should-retry")) == (500, "false")
+    assert answer.json["error"] == {"type": "api_error", "message": "Somebody has cut it."}
+    client, upstream = proxy.asked()
+    upstream.send(STREAM_HEAD + chunk(event("ping")))
+    proxy.service.gauge.oldest()[0].cut_by_hand("Somebody has cut it.")
+    answer = read_answer(client.written, closed=True)
+    assert answer.outcome == "cut"
+    assert b"event: error\n" in answer.body
+    assert b'"api_error","message":"Somebody has cut it."' in answer.body
+    proxy.pump()
+    client = proxy.client()
+    client.send(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+    proxy.service.gauge.oldest()[0].cut_by_hand("Somebody has cut it.")
+    assert client.answer().status == 500
+    proxy.pump()
+    assert ["verdict=cut" in line for line in captured(logs, "access")] == [True] * 3
+    assert proxy.in_flight == 0
 
 
 def test_the_last_event_before_a_cut_is_what_came() -> None:

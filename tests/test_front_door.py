@@ -543,7 +543,7 @@ def test_a_request_that_fails_is_over(how: str) -> None:
             client.leave()
         elif how == "cut":
             proxy.upstream.reset()
-        assert b"429" not in client.written
+        assert b"HTTP/1.1 429" not in client.written
         assert proxy.in_flight == 0
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from tests.test_wire_sse import split
+from tests.openai_shapes import text, tool_use
+from tests.pieces import split
 from twisted_proxy.wire import sse
 from twisted_proxy.wire.message import Complete, ErrorEvent, MessageFold
 from twisted_proxy.wire.openai import tools
@@ -168,14 +169,6 @@ def message(content: list[JSON], stop_reason: str = "end_turn", **members: Any) 
         "stop_sequence": None,
         "usage": COUNTS,
     } | members
-
-
-def text(said: str) -> JSON:
-    return {"type": "text", "text": said}
-
-
-def tool_use(call_id: str, name: str = "f", **values: Any) -> JSON:
-    return {"type": "tool_use", "id": call_id, "name": name, "input": values}
 
 
 def test_a_stream_of_every_kind() -> None:

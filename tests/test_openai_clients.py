@@ -13,8 +13,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests import corpus, openai_shapes
 from tests.corpus import CORPUS, Entry
+from tests.openai_shapes import call, text, tool_use, user
+from tests.pieces import split
 from tests.standin_messages import message_events
-from tests.test_wire_sse import split
 from twisted_proxy.wire import sse
 from twisted_proxy.wire.openai import from_anthropic, models, to_anthropic, tools
 from twisted_proxy.wire.openai.from_anthropic import ChunkStream
@@ -52,22 +53,6 @@ def refused(**members: Any) -> str:
         "error": {"message": caught.value.message, "type": "invalid_request_error", "param": None, "code": None}
     }
     return caught.value.message
-
-
-def text(said: str) -> JSON:
-    return {"type": "text", "text": said}
-
-
-def user(*blocks: Any) -> JSON:
-    return {"role": "user", "content": list(blocks)}
-
-
-def call(call_id: str, name: str = "f", arguments: str = "{}") -> JSON:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def tool_use(call_id: str, name: str = "f", **values: Any) -> JSON:
-    return {"type": "tool_use", "id": call_id, "name": name, "input": values}
 
 
 def tool_result(call_id: str, content: str) -> JSON:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import openai_shapes
+from tests.openai_shapes import call, text, tool_use, user
 from twisted_proxy.wire.openai import to_anthropic, to_openai, tools
 from twisted_proxy.wire.openai.refusal import Untranslatable
 from twisted_proxy.wire.openai.to_openai import translate_request
@@ -46,28 +47,12 @@ def refused(model: str = "gpt-4o", **members: Any) -> str:
     return caught.value.message
 
 
-def user(*blocks: Any) -> JSON:
-    return {"role": "user", "content": list(blocks)}
-
-
 def assistant(*blocks: Any) -> JSON:
     return {"role": "assistant", "content": list(blocks)}
 
 
-def text(said: str) -> JSON:
-    return {"type": "text", "text": said}
-
-
-def tool_use(call_id: str, name: str = "f", **values: Any) -> JSON:
-    return {"type": "tool_use", "id": call_id, "name": name, "input": values}
-
-
 def tool_result(call_id: str, content: Any = "done", **members: Any) -> JSON:
     return {"type": "tool_result", "tool_use_id": call_id, "content": content, **members}
-
-
-def call(call_id: str, name: str = "f", arguments: str = "{}") -> JSON:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 PNG: JSON = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from tests.dashboard import Dashboard, dashboard
+from tests.dashboard import Dashboard
 from tests.processes import StandIn, proxy
 from tests.store_contract import awaited
 from twisted_proxy import __version__
@@ -44,12 +43,6 @@ def described() -> dict[tuple[str, str], dict[str, Any]]:
         for method, operation in item.items()
         if method in METHODS
     }
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Dashboard]:
-    with dashboard(tmp_path) as made:
-        yield made
 
 
 def test_valid() -> None:

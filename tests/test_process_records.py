@@ -36,7 +36,7 @@ from tests.recorded import (
     slots,
     wait_well,
 )
-from tests.sockets import Answer, Client, call, play, prompt, request_bytes
+from tests.sockets import Answer, Client, call, id_of, play, prompt, request_bytes
 from twisted_proxy.record.entries import Kind, exchange_key
 from twisted_proxy.record.exchange import Link, Role
 from twisted_proxy.record.store import Query
@@ -82,12 +82,6 @@ def records(home: Path, reader: Reader) -> Records:
 def ask(running: Proxy, body: bytes, scenario: str = "auto", *headers: tuple[str, str]) -> Answer:
     """A ``POST /v1/messages``."""
     return call(running.port, "POST", "/v1/messages", [play(scenario), *headers], body)
-
-
-def id_of(answer: Answer) -> str:
-    found = answer.header("x-proxy-request-id")
-    assert found is not None
-    return found
 
 
 def messages(*texts: str) -> list[dict[str, Any]]:

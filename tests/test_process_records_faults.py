@@ -38,7 +38,7 @@ from tests.recorded import (
     wait_problem,
     wait_well,
 )
-from tests.sockets import Answer, Client, call, play, prompt
+from tests.sockets import Answer, Client, call, id_of, play, prompt
 from twisted_proxy.record.exchange import INTERRUPTED, Role
 from twisted_proxy.record.store import Query
 
@@ -51,12 +51,6 @@ def ask(running: Proxy, body: bytes | None = None, scenario: str = "auto") -> An
     answer = call(running.port, "POST", "/v1/messages", [play(scenario)], body or prompt(stream=True))
     assert answer.status == 200
     return answer
-
-
-def id_of(answer: Answer) -> str:
-    found = answer.header("x-proxy-request-id")
-    assert found is not None
-    return found
 
 
 @pytest.fixture

@@ -451,13 +451,6 @@ GARBAGE: Final = {
 class TestFailures:
     @pytest.fixture(scope="class")
     @staticmethod
-    def raw() -> Iterator[RawUpstream]:
-        """An upstream whose `handle` each test sets."""
-        with RawUpstream(lambda connection: None) as running:
-            yield running
-
-    @pytest.fixture(scope="class")
-    @staticmethod
     def before_raw(raw: RawUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
         """A proxy before `raw` that does not wait long."""
         url = f"http://127.0.0.1:{raw.port}"

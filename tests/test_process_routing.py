@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.processes import CHECKOUT, WAIT_LIMIT, Proxy, StandIn, clean_environment, proxy, standin, wait_for
+from tests.processes import CHECKOUT, WAIT_LIMIT, Proxy, StandIn, clean_environment, proxy, wait_for
 from tests.recorded import Reader, Records
 from tests.sockets import Answer, Client, call, events_logged, resident_bytes, wait_until_still
 
@@ -22,13 +22,6 @@ MESSAGES: Final = "/v1/messages"
 CHAT: Final = "/v1/chat/completions"
 KEY: Final = (("Authorization", "Bearer sk-ant-of-the-client"),)
 REVIEWER: Final = "---\nname: code-reviewer\ndescription: Reviews.\n---\n"
-
-
-@pytest.fixture(scope="module")
-def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """The API of OpenAI's kind."""
-    with standin(tmp_path_factory.mktemp("provider")) as running:
-        yield running
 
 
 def routing(directory: Path, upstream: StandIn, provider: StandIn, **settings: str) -> Proxy:

@@ -125,13 +125,6 @@ class TestHandshake:
 
     @pytest.fixture(scope="class")
     @staticmethod
-    def raw() -> Iterator[RawUpstream]:
-        """An upstream whose `handle` each test sets."""
-        with RawUpstream(lambda connection: None) as running:
-            yield running
-
-    @pytest.fixture(scope="class")
-    @staticmethod
     def before_raw(raw: RawUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
         """A proxy that takes `raw` for a TLS server, and tries once more."""
         settings = {"ANTHROPIC_FORWARD_URL": f"https://127.0.0.1:{raw.port}", "ANTHROPIC_MAX_RETRIES": "1"}

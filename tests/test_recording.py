@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -262,6 +264,34 @@ def test_the_key_of_the_credentials_names_is_made_once(tmp_path: Path) -> None:
     assert read_key(tmp_path / "spool") == first
     assert (tmp_path / "spool" / "credential-key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["credential-key"]
+
+
+def test_the_key_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
+) -> None:
+    """A process that starts while the disk is full has the same key as the others."""
+    first = read_key(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    assert read_key(tmp_path) == first
+    assert logs == []
+
+
+def test_a_key_that_could_not_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
+) -> None:
+    """No file without a name that anybody knows, on a disk that is full already."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    assert len(read_key(tmp_path)) == 32
+    assert list(tmp_path.iterdir()) == []
+    assert "No space left" in logs[-1]["problem"]
 
 
 def test_what_is_no_key_is_not_used_as_one(tmp_path: Path, logs: list[Any]) -> None:

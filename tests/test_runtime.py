@@ -28,6 +28,8 @@ class Flying:
     def cut(self, reason: str) -> None:
         raise AssertionError("cutting is not the gauge's or the drain's business")
 
+    cut_by_hand = cut
+
 
 @attrs.frozen
 class Watched:

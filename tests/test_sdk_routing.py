@@ -22,7 +22,7 @@ import pydantic
 import pytest
 
 from tests import openai_shapes
-from tests.processes import Proxy, Seen, StandIn, proxy, standin
+from tests.processes import Proxy, Seen, StandIn, proxy
 from tests.recorded import Reader, Records
 from tests.sdk_contract import CUT_WAYS, JSON, Driver, driver
 from tests.standin_api import MODELS, OPENAI_MODELS
@@ -40,13 +40,6 @@ PIXEL: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9Q
 
 class Weather(pydantic.BaseModel):
     degrees: int
-
-
-@pytest.fixture(scope="module")
-def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """The API of OpenAI's kind."""
-    with standin(tmp_path_factory.mktemp("provider")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from twisted_proxy import cli, status
-from twisted_proxy.config import SETTINGS, Config, load
+from twisted_proxy.config import Config, load
 from twisted_proxy.config.values import endpoint_url
+
+pytestmark = pytest.mark.usefixtures("here")
 
 LIVE: Mapping[str, Any] = {
     "status": "ok",
@@ -85,15 +87,6 @@ def pretender() -> Iterator[Pretender]:
         yield server
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and an environment in which nothing is set."""
-    monkeypatch.chdir(tmp_path)
-    for setting in SETTINGS:
-        monkeypatch.delenv(setting.env, raising=False)
-    return tmp_path
 
 
 class TestShowing:

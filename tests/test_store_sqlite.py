@@ -476,15 +476,15 @@ class TestFaults:
     @awaited
     async def test_a_long_statement_is_not_a_silent_one(self, tmp_path: Path) -> None:
         """What takes longer than the limit, but goes on, is not given up."""
-        async with opened(tmp_path / "records.db", Limits(silence=0.15)) as store:
+        async with opened(tmp_path / "records.db", Limits(silence=0.5)) as store:
 
             async def work(transaction: Transaction) -> Rows:
                 return await transaction.execute(
-                    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 600000) "
+                    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) "
                     "SELECT max(i) FROM n"
                 )
 
-            assert (await store._driver.transact(work)).first == (600_000,)
+            assert (await store._driver.transact(work)).first == (3_000_000,)
 
     @awaited
     async def test_a_transaction_waits_for_itself_alone(self, tmp_path: Path) -> None:
