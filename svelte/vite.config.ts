@@ -1,10 +1,25 @@
 import { svelte } from "@sveltejs/vite-plugin-svelte";
+import type { Plugin } from "vite";
 import { defineConfig } from "vitest/config";
 
 const PROXY = process.env.CLAUDE_PROXY ?? "http://127.0.0.1:3001";
 
+/** The script in the page is small, and asks for the rest: the browser shall know of it before. */
+const known: Plugin = {
+  name: "known-from-the-start",
+  transformIndexHtml: {
+    order: "post",
+    handler(_, { bundle = {} }) {
+      const page = Object.values(bundle).find((one) => one.type === "chunk" && one.name === "page");
+      if (page?.type !== "chunk") return [];
+      const files = [page.fileName, ...page.imports.filter((file) => file !== "app.js")];
+      return files.map((file) => ({ tag: "link", attrs: { rel: "modulepreload", crossorigin: "", href: `/${file}` }, injectTo: "head" }));
+    },
+  },
+};
+
 export default defineConfig({
-  plugins: [svelte()],
+  plugins: [svelte(), known],
   build: {
     outDir: "../twisted_proxy/web/static",
     emptyOutDir: true,
@@ -18,7 +33,7 @@ export default defineConfig({
       output: {
         // Stable names: the bundle is committed, and a change shows as a change of the same files.
         entryFileNames: "app.js",
-        chunkFileNames: "[name].js",
+        chunkFileNames: (chunk) => `${chunk.name.replace(/\.svelte$/, "")}.js`,
         assetFileNames: (asset) => (asset.names[0]?.endsWith(".css") ? "app.css" : "[name][extname]"),
       },
     },

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.processes import Proxy, wait_for
 
@@ -25,14 +25,18 @@ LIMIT_MS: Final = 20_000
 """How long the browser waits for anything: generous, as a loaded machine is not a failure."""
 KEY: Final = "sk-ant-api03-browser-test"
 
+expect.set_options(timeout=LIMIT_MS)
+
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A running browser. Fails where there is none: a test that is not run shows nothing."""
+def chromium(*arguments: str) -> Iterator[Browser]:
+    """A running browser, with more arguments. Fails where there is none: a test that is not run shows nothing."""
     assert CHROMIUM, "The browser tests need Chromium. On Debian: apt install chromium"
     with sync_playwright() as playwright:
         # Its sandbox needs rights that a container does not give; nothing but our own page is opened.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *arguments]
+        )
         try:
             yield browser
         finally:
@@ -59,6 +63,11 @@ class Complaints:
     def _asked(self, url: str) -> None:
         if not url.startswith((f"{self.origin}/", "data:", "blob:")):
             self.said.append(f"request: {url}")
+
+
+def go(page: Page, address: str) -> None:
+    """Another address of the page that is open, such as ``#/requests``: nothing is loaded anew."""
+    page.evaluate("(address) => { location.hash = address; }", address)
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from twisted.internet.defer import Deferred
 
 from tests.postgresql import Database
 from tests.store_contract import BEGIN, SECOND, awaited, body, exchange_id, record
-from twisted_proxy.record.exchange import Role
+from twisted_proxy.record.aggregates import _TOTALS
+from twisted_proxy.record.database import Transaction
+from twisted_proxy.record.exchange import Link, Role
 from twisted_proxy.record.postgres import postgres_store
 from twisted_proxy.record.sql import SqlStore
 from twisted_proxy.record.sqlite import SqliteDriver
@@ -49,7 +51,7 @@ class AggregatesContract:
         assert await found.conversation("c") is None
         assert await found.members("session", "s", limit=5) == ()
         assert await found.spans(since=0, until=BEGIN, step=SECOND, by=None) == ()
-        assert await found.paces(since=0, until=BEGIN, model=None, limit=5) == ()
+        assert await found.paces(since=0, until=BEGIN, step=SECOND, model=None, limit=5) == ()
         assert await found.limits(since=0, until=BEGIN, step=SECOND, limit=5) == ()
         assert await found.cache_breaks(since=0, until=BEGIN, limit=5) == ()
 
@@ -150,7 +152,7 @@ class AggregatesContract:
 
     @awaited
     async def test_paces(self, store: SqlStore) -> None:
-        """How quick complete answers were, the newest first."""
+        """How quick complete answers were, span by span; of those the newest, if there are too many."""
         quick: dict[str, Any] = {"status": 200, "first_event_us": 5, "last_byte_us": 9, "stream": True, "model": "m"}
         await store.write(
             [
@@ -159,15 +161,35 @@ class AggregatesContract:
                 record(3, **{**quick, "status": 500}),
                 record(4, **{**quick, "verdict": "truncated"}),
                 record(5, **{**quick, "first_event_us": None}),
+                record(6, **{**quick, "demoted": True}),
+                record(7, **{**quick, "first_event_us": 7}, output_tokens=1),
             ]
         )
-        paces = await store.aggregates.paces(since=BEGIN, until=BEGIN + 9 * SECOND, model=None, limit=9)
-        assert [(each.received_at, each.streamed, each.output_tokens) for each in paces] == [
-            (BEGIN + 2 * SECOND, False, None),
-            (BEGIN + SECOND, True, 3),
-        ]
-        assert len(await store.aggregates.paces(since=BEGIN, until=BEGIN + 9 * SECOND, model="n", limit=9)) == 1
-        assert len(await store.aggregates.paces(since=BEGIN, until=BEGIN + 9 * SECOND, model=None, limit=1)) == 1
+
+        async def told(model: str | None, limit: int = 9) -> list[tuple[int, list[int], tuple[float, ...]]]:
+            found = await store.aggregates.paces(
+                since=BEGIN, until=BEGIN + 9 * SECOND, step=3 * SECOND, model=model, limit=limit
+            )
+            return [(each.index, sorted(each.first_event_us), each.speeds) for each in found]
+
+        assert await told(None) == [(0, [5, 5], (750_000.0,)), (2, [7], (500_000.0,))]
+        assert await told("n") == [(0, [5], ())]
+        assert await told(None, limit=2) == [(0, [5], ()), (2, [7], (500_000.0,))]
+
+    @awaited
+    async def test_what_was_stored_before_usage_had_an_index(self, new_store: Callable[[], SqlStore]) -> None:
+        """A database of the first version is brought up to date as it is opened, with all that is in it."""
+        old = new_store()
+        old._steps = old._steps[:1]
+        await old.open()
+        await old.write([record(n, model="m", cost_nanousd=n, status=200) for n in range(3)])
+        await old.close()
+        store = new_store()
+        await store.open()
+        (span,) = await store.aggregates.spans(since=BEGIN, until=BEGIN + 9 * SECOND, step=9 * SECOND, by="model")
+        assert (span.key, span.totals.requests, span.totals.cost_nanousd) == ("m", 3, 3)
+        assert await store.count(Query(status=200), at_most=9) == 3
+        await store.close()
 
     @awaited
     async def test_limits(self, store: SqlStore) -> None:
@@ -195,19 +217,58 @@ class AggregatesContract:
             [
                 record(1, **left),
                 record(2, parent=exchange_id(1), cache_read_tokens=3500, cache_write_5m_tokens=4000),
-                record(3, parent=exchange_id(2), cache_read_tokens=1000),
-                record(4, parent=exchange_id(2), cache_read_tokens=7000),
-                record(5, parent=exchange_id(2), cache_read_tokens=0),
+                record(3, parent=exchange_id(2), cache_read_tokens=1000, cache_write_5m_tokens=9000),
+                record(4, parent=exchange_id(2), cache_read_tokens=7000, input_tokens=2000),
+                record(5, parent=exchange_id(2), cache_read_tokens=0, input_tokens=2000),
                 record(6, parent=exchange_id(2)),
+                # As short as this there is little to be missed: a summary, or a step back.
+                record(7, parent=exchange_id(2), cache_read_tokens=3000, cache_write_5m_tokens=1000),
             ]
         )
         everything: dict[str, Any] = {"since": BEGIN, "until": BEGIN + 9 * SECOND}
         found = await store.aggregates.cache_breaks(**everything, limit=9)
-        assert [(each.exchange.id, each.expected) for each in found] == [(exchange_id(5), 7500), (exchange_id(3), 7500)]
-        assert found[0].parent_at == BEGIN + 2 * SECOND
+        assert [(each.exchange.id, each.expected, each.missed) for each in found] == [
+            (exchange_id(5), 7500, 2000),
+            (exchange_id(3), 7500, 6500),
+        ]
+        assert (found[0].previous, found[0].previous_at) == (exchange_id(2), BEGIN + 2 * SECOND)
         rest = await store.aggregates.cache_breaks(**everything, limit=9, before=exchange_id(5))
         assert [each.exchange.id for each in rest] == [exchange_id(3)]
         assert await store.aggregates.cache_breaks(**everything, limit=9, before="nobody") == ()
+
+    @awaited
+    async def test_cache_break_without_parent(self, store: SqlStore) -> None:
+        """
+        Where an earlier message was changed, no request is known that this one follows: the latest of its kind is what
+        left something for it.
+        """
+        alike: dict[str, Any] = {"session": "s", "model": "m", "cache_read_tokens": 0, "cache_write_5m_tokens": 9000}
+        await store.write(
+            [
+                record(1, messages=1, **alike),
+                record(
+                    2, messages=3, parent=exchange_id(1), link=Link.CONTINUES, **alike | {"cache_read_tokens": 9000}
+                ),
+                # Of another kind, and nothing to compare with.
+                record(3, messages=3, agent="a", **alike),
+                record(4, messages=3, request_class="auxiliary", **alike),
+                record(5, messages=3, **alike | {"model": "other"}),
+                record(6, messages=3, **alike | {"session": "other"}),
+                # One question is no conversation that was changed.
+                record(7, messages=1, **alike),
+                record(8, messages=5, parent=exchange_id(1), link=Link.FORKS, **alike),
+                record(9, messages=5, **alike),
+            ]
+        )
+        found = await store.aggregates.cache_breaks(since=BEGIN, until=BEGIN + 20 * SECOND, limit=9)
+        assert [(each.exchange.id, each.previous, each.missed) for each in found] == [
+            (exchange_id(9), exchange_id(8), 9000),
+            (exchange_id(8), exchange_id(7), 9000),
+        ]
+        assert await store.aggregates.previous(exchange_id(2)) == exchange_id(1)
+        assert await store.aggregates.previous(exchange_id(9)) == exchange_id(8)
+        assert await store.aggregates.previous(exchange_id(7)) is None
+        assert await store.aggregates.previous("nobody") is None
 
 
 class TestSqlite(AggregatesContract):
@@ -216,6 +277,20 @@ class TestSqlite(AggregatesContract):
     @pytest.fixture
     def new_store(self, tmp_path: Path) -> Callable[[], SqlStore]:
         return lambda: SqlStore(SqliteDriver(reactor, tmp_path / "records.db"))
+
+    @awaited
+    async def test_sums_are_made_of_an_index(self, store: SqlStore) -> None:
+        """Rows, which are thirty times as large, are not read."""
+
+        async def plan(transaction: Transaction) -> str:
+            source, _ = store._dialect.source(search=False, index=None)
+            rows = await transaction.execute(
+                "EXPLAIN QUERY PLAN SELECT (received_at - 1) / 2 AS span, COALESCE(routed_model, model) AS grouped, "
+                f"{_TOTALS} FROM {source} WHERE number >= 1 AND number < 2 GROUP BY span, grouped"
+            )
+            return str(rows.rows[0][3])
+
+        assert "COVERING INDEX exchanges_filters" in await store._driver.read(plan)
 
 
 class TestPostgres(AggregatesContract):

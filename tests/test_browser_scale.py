@@ -5,17 +5,15 @@ These tests take seconds: a browser and a proxy start for real, and a store is f
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.browser import ask, chromium, opened, question, recorded, recording
+from tests.many import multiply
 from tests.processes import StandIn, proxy
-from twisted_proxy.record.rows import first_number, number_of_id
 
 ROWS = 100_000
 SHOWN = 200
@@ -28,25 +26,6 @@ def browser() -> Iterator[Browser]:
         yield running
 
 
-def multiply(database: Path, count: int) -> None:
-    """Make copies of the only exchange in a store, each a second older than the one before, until there are `count`."""
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.row_factory = sqlite3.Row
-        row = dict(connection.execute("SELECT * FROM exchanges").fetchone())
-        row |= {"holds": 0}
-        names = ", ".join(row)
-        holes = ", ".join(f":{name}" for name in row)
-
-        def copies() -> Iterator[dict[str, object]]:
-            for number in range(1, count):
-                received = row["received_at"] - number * 1_000_000
-                copy_id = f"req_{received // 1000:012x}7{number % 4096:03x}8{number:015x}"
-                assert number_of_id(copy_id) >= first_number(received)
-                yield {**row, "id": copy_id, "number": number_of_id(copy_id), "received_at": received}
-
-        connection.executemany(f"INSERT INTO exchanges ({names}) VALUES ({holes})", copies())
-
-
 def test_a_list_of_100_000_makes_only_what_is_seen(tmp_path: Path, upstream: StandIn, browser: Browser) -> None:
     """However far somebody scrolls, a screenful of rows exists; what is scrolled to comes by pages."""
     settings = recording(tmp_path)
@@ -54,7 +33,7 @@ def test_a_list_of_100_000_makes_only_what_is_seen(tmp_path: Path, upstream: Sta
         ask(first, question("one of many"))
         recorded(first, 1)
         first.stop()
-    multiply(tmp_path / "requests.db", ROWS)
+    multiply(tmp_path / "requests.db", ROWS, span=1000, bodies=False)
     with proxy(tmp_path, upstream, **settings) as running, opened(browser, running, "#/requests") as page:
         expect(page.get_by_role("status").filter(has_text="requests")).to_be_visible()
         rows = page.get_by_role("list").get_by_role("link")

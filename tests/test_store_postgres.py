@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import select
+import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import LogEvent, formatEvent
 
 from tests.postgresql import Database, Server
+from tests.sockets import RawUpstream
 from tests.store_contract import StoreContract, awaited, check_sharing
 from twisted_proxy.record.database import Rows, Transaction
 from twisted_proxy.record.exchange import Body, BytesContent, Exchange, Record, Role
@@ -460,6 +462,24 @@ async def test_down_at_the_start(database: Database) -> None:
     await store.write([record(1)])
     assert await store.get(exchange_id(1)) == record(1).exchange
     await store.close()
+
+
+@awaited
+async def test_gone_while_it_lets_us_in(database: Database, logs: list[LogEvent]) -> None:
+    """
+    A server that hangs up in the middle of a login is one that cannot be reached, and no mistake of ours.
+
+    libpq has no socket then, and psycopg2 a connection that it does not call closed.
+    """
+
+    def hang_up(connection: socket.socket) -> None:
+        connection.recv(65536)
+
+    with RawUpstream(hang_up) as server:
+        store = postgres_store(reactor, database.at(f"127.0.0.1:{server.port}") + "?sslmode=disable", USUAL)
+        assert "closed the connection" in await failing(store.open(), database)
+        await store.close()
+    assert [formatEvent(event) for event in logs if event.get("isError") or "log_failure" in event] == []
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

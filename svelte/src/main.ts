@@ -1,5 +1,8 @@
-import { mount } from "svelte";
-import App from "./App.svelte";
-import "./app.css";
+/** What the page needs first is asked for before the page is here. */
 
-mount(App, { target: document.getElementById("app") as HTMLElement });
+import { ask } from "./lib/early";
+import { firstOf } from "./lib/first";
+
+ask("/api/viewer");
+for (const address of firstOf(location.hash)) ask(address);
+void import("./page");

@@ -45,6 +45,14 @@ test("a moved cache marker, and a list for a text, are no change", () => {
   expect(diff.added.map((turn) => turn.role)).toEqual(["assistant", "user"]);
 });
 
+test("a line for billing is no part of the system prompt", () => {
+  const system = (checksum: string) => [
+    { type: "text", text: `x-anthropic-billing-header: cch=${checksum};` },
+    { type: "text", text: "You are terse." },
+  ];
+  expect(turnDiff({ system: system("1"), messages: [] }, { system: system("2"), messages: [] }).changes).toEqual([]);
+});
+
 test("changed parameters, tools and messages are told", () => {
   const before = { model: "a", tools: [{ name: "Edit" }, { name: "Read" }], messages: [{ role: "user", content: "one" }] };
   const after = { model: "b", tools: [{ name: "Edit", description: "new" }], messages: [{ role: "user", content: "two" }] };

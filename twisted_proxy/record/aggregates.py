@@ -47,6 +47,23 @@ _SUMS = {
 _TOTALS = ", ".join(f"CAST(COALESCE(SUM({value}), 0) AS bigint)" for value in _SUMS.values())
 
 
+def _left(table: str) -> str:
+    """Tokens that are in the cache behind an exchange."""
+    names = ("cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens")
+    return " + ".join([f"COALESCE({table}.{name}, 0)" for name in names])
+
+
+_SAME = ("agent", "model", "routed_model", "request_class")
+_PREVIOUS = (
+    "CASE WHEN exchanges.messages > 2 AND (exchanges.link IS NULL OR exchanges.link = 'forks') THEN COALESCE("
+    "(SELECT latest.id FROM exchanges AS latest WHERE latest.session = exchanges.session "
+    "AND latest.number < exchanges.number AND latest.messages > 0 AND latest.cache_read_tokens IS NOT NULL "
+    + " ".join([f"AND COALESCE(latest.{name}, '') = COALESCE(exchanges.{name}, '')" for name in _SAME])
+    + " ORDER BY latest.number DESC LIMIT 1), exchanges.parent) ELSE exchanges.parent END"
+)
+"""The id of the exchange before one; as `Aggregates.previous` says."""
+
+
 @attrs.frozen(kw_only=True)
 class Totals:
     """Sums over exchanges; what is not known of one adds nothing."""
@@ -105,14 +122,17 @@ class Span:
 
 
 @attrs.frozen(kw_only=True)
-class Pace:
-    """How quick an answer was. Times are microseconds."""
+class Paces:
+    """
+    How quick the answers of a span of time were, in no order.
 
-    received_at: int
-    first_event_us: int
-    last_byte_us: int
-    output_tokens: int | None
-    streamed: bool
+    :ivar first_event_us: microseconds to the first byte, of each.
+    :ivar speeds: output tokens a second from the first byte to the last, of those that were streams.
+    """
+
+    index: int
+    first_event_us: tuple[int, ...]
+    speeds: tuple[float, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -138,14 +158,31 @@ class StoredSize:
 @attrs.frozen(kw_only=True)
 class CacheBreak:
     """
-    An exchange that read less from the cache than its parent left there.
+    An exchange that read less from the cache than the one before it had left there.
 
-    :ivar expected: tokens that the parent read and wrote.
+    :ivar previous: the id of the one before. :ivar previous_at: when that was received, in microseconds since the Unix
+        epoch. :ivar expected: tokens that it read and wrote.
     """
 
     exchange: Exchange
-    parent_at: int
+    previous: str
+    previous_at: int
     expected: int
+
+    @property
+    def missed(self) -> int:
+        return missed(self.exchange, self.expected)
+
+
+def missed(exchange: Exchange, expected: int) -> int:
+    """
+    Tokens of an exchange's prompt that are paid for anew, and need not be: it reads less than was left for it.
+
+    :param expected: tokens that were left.
+    """
+    read = exchange.cache_read_tokens or 0
+    written = (exchange.cache_write_5m_tokens or 0) + (exchange.cache_write_1h_tokens or 0)
+    return max(0, min(expected, read + written + (exchange.input_tokens or 0)) - read)
 
 
 GROUPED = ("model", "session", "agent", "agent_type", "request_class")
@@ -161,6 +198,9 @@ class Aggregates:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        # An index has all that sums are made of; the way by it is prescribed where all ways are.
+        self._all, _ = driver.dialect.source(search=False, index=None)
+        self._gather = driver.dialect.gather
 
     async def exchanges(self, ids: Sequence[str]) -> tuple[Exchange, ...]:
         """Those of these that there are, in no order."""
@@ -352,7 +392,7 @@ class Aggregates:
         async def read(transaction: Transaction) -> tuple[Span, ...]:
             rows = await transaction.execute(
                 f"SELECT (received_at - ?) / ? AS span{'' if by is None else f', {key} AS grouped'}, {_TOTALS} "
-                "FROM exchanges WHERE number >= ? AND number < ? AND received_at >= ? AND received_at < ? "
+                f"FROM {self._all} WHERE number >= ? AND number < ? AND received_at >= ? AND received_at < ? "
                 f"GROUP BY span{'' if by is None else ', grouped'}",
                 since,
                 step,
@@ -367,15 +407,27 @@ class Aggregates:
 
         return await self._driver.read(read)
 
-    async def paces(self, *, since: int, until: int, model: str | None, limit: int) -> tuple[Pace, ...]:
-        """How quick complete answers were, the newest first."""
+    async def paces(self, *, since: int, until: int, step: int, model: str | None, limit: int) -> tuple[Paces, ...]:
+        """
+        How quick complete answers were in each span of ``step`` microseconds, in order. Empty spans are left out.
 
-        async def read(transaction: Transaction) -> tuple[Pace, ...]:
+        :param limit: answers that are looked at, the newest.
+        """
+        gather = self._gather
+
+        async def read(transaction: Transaction) -> tuple[Paces, ...]:
+            # A row for each span: so many rows would keep the reactor's thread waiting while they become Python's.
             rows = await transaction.execute(
-                "SELECT received_at, first_event_us, last_byte_us, output_tokens, stream FROM exchanges "
-                "WHERE number >= ? AND number < ? AND received_at >= ? AND received_at < ? AND verdict = 'complete' "
-                "AND first_event_us IS NOT NULL AND last_byte_us IS NOT NULL AND status < 400 AND demoted = 0"
-                f"{'' if model is None else ' AND COALESCE(routed_model, model) = ?'} ORDER BY number DESC LIMIT ?",
+                f"SELECT span, CAST({gather}(first) AS text), CAST({gather}(speed) AS text) FROM ("
+                "SELECT (received_at - ?) / ? AS span, first_event_us AS first, "
+                "CASE WHEN stream = 1 AND output_tokens > 0 AND last_byte_us > first_event_us "
+                "THEN output_tokens * 1000000.0 / (last_byte_us - first_event_us) END AS speed "
+                f"FROM {self._all} WHERE number >= ? AND number < ? AND received_at >= ? AND received_at < ? "
+                "AND verdict = 'complete' AND first_event_us IS NOT NULL AND last_byte_us IS NOT NULL AND status < 400 "
+                f"AND demoted = 0 {'' if model is None else 'AND COALESCE(routed_model, model) = ? '}"
+                "ORDER BY number DESC LIMIT ?) AS told GROUP BY span ORDER BY span",
+                since,
+                step,
                 first_number(since),
                 first_number(until + 999),
                 since,
@@ -385,14 +437,12 @@ class Aggregates:
             )
             return await transaction.compute(
                 lambda: tuple(
-                    Pace(
-                        received_at=at,
-                        first_event_us=first,
-                        last_byte_us=last,
-                        output_tokens=tokens,
-                        streamed=bool(stream),
+                    Paces(
+                        index=index,
+                        first_event_us=tuple(json.loads(firsts)),
+                        speeds=tuple([speed for speed in json.loads(speeds) if speed is not None]),
                     )
-                    for at, first, last, tokens, stream in rows
+                    for index, firsts, speeds in rows
                 )
             )
 
@@ -427,33 +477,54 @@ class Aggregates:
     async def cache_breaks(
         self, *, since: int, until: int, limit: int, before: str | None = None
     ) -> tuple[CacheBreak, ...]:
-        """Exchanges that read `CACHE_BREAK` tokens less than their parent left there, or more; the newest first."""
+        """Exchanges that missed `CACHE_BREAK` tokens or more of what the one before left; the newest first."""
         upper = first_number(until + 999)
         if before is not None:
             if not is_id(before):
                 return ()
             upper = min(upper, number_of_id(before))
-        left = (
-            "COALESCE(parents.cache_read_tokens, 0) + COALESCE(parents.cache_write_5m_tokens, 0) "
-            "+ COALESCE(parents.cache_write_1h_tokens, 0)"
-        )
+        left, read = _left("earlier"), "exchanges.cache_read_tokens"
+        prompt = f"{_left('exchanges')} + COALESCE(exchanges.input_tokens, 0)"
 
-        async def read(transaction: Transaction) -> tuple[CacheBreak, ...]:
+        async def select(transaction: Transaction) -> tuple[CacheBreak, ...]:
             rows = await transaction.execute(
-                f"SELECT parents.received_at, {left}, {_ALL} FROM exchanges JOIN exchanges AS parents "
-                "ON parents.id = exchanges.parent WHERE exchanges.number >= ? AND exchanges.number < ? "
+                f"SELECT earlier.id, earlier.received_at, {left}, {_ALL} FROM exchanges "
+                f"JOIN exchanges AS earlier ON earlier.id = {_PREVIOUS} "
+                "WHERE exchanges.number >= ? AND exchanges.number < ? "
                 "AND exchanges.received_at >= ? AND exchanges.received_at < ? "
-                f"AND exchanges.cache_read_tokens IS NOT NULL AND {left} - exchanges.cache_read_tokens >= ? "
+                f"AND {read} IS NOT NULL AND {left} - {read} >= ? AND {prompt} - {read} >= ? "
                 "ORDER BY exchanges.number DESC LIMIT ?",
                 first_number(since),
                 upper,
                 since,
                 until,
                 CACHE_BREAK,
+                CACHE_BREAK,
                 limit,
             )
             return await transaction.compute(
-                lambda: tuple(CacheBreak(exchange=from_row(row[2:]), parent_at=row[0], expected=row[1]) for row in rows)
+                lambda: tuple(
+                    CacheBreak(exchange=from_row(row[3:]), previous=row[0], previous_at=row[1], expected=row[2])
+                    for row in rows
+                )
             )
 
-        return await self._driver.read(read)
+        return await self._driver.read(select)
+
+    async def previous(self, exchange_id: str) -> str | None:
+        """
+        The id of the exchange that had left in the cache what this one could read; ``None``: there was none.
+
+        It is the one that this one follows. One that follows none, or forks, but tells of several turns, has had a
+        message changed: it is compared with the latest of the same session, agent, model and class.
+        """
+
+        async def select(transaction: Transaction) -> str | None:
+            row = (
+                await transaction.execute(
+                    f"SELECT {_PREVIOUS} FROM exchanges WHERE exchanges.id = ?", storable(exchange_id)
+                )
+            ).first
+            return None if row is None else row[0]
+
+        return await self._driver.read(select)

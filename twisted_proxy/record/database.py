@@ -75,6 +75,8 @@ class Dialect(Protocol):
     """What follows a SELECT that locks its rows, or nothing."""
     match_condition: str
     """What stands in a WHERE for a search, with one parameter, which :meth:`match` makes."""
+    gather: str
+    """The function that makes a JSON array of the values of a group, nulls among them."""
     indexes: Mapping[str, str]
     """
     Which index has the exchanges with a value in a column, by the column's name, and by ``number`` the one with all

@@ -411,6 +411,7 @@ class PostgresDialect:
     name = "postgres"
     for_update = ""
     match_condition = "exchanges.number IN (SELECT exchange FROM search WHERE words @@ ?::tsquery)"
+    gather = "json_agg"
     indexes: Mapping[str, str] = {}
 
     def source(self, *, search: bool, index: str | None) -> tuple[str, str]:

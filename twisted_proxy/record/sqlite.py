@@ -48,6 +48,7 @@ class SqliteDialect:
     name = "sqlite"
     for_update = ""
     match_condition = "search MATCH ?"
+    gather = "json_group_array"
     indexes: Mapping[str, str] = _INDEXES
 
     def source(self, *, search: bool, index: str | None) -> tuple[str, str]:

@@ -94,7 +94,7 @@ class Relay(Protocol):
         stall: float,
         event_stream: bool,
         framed: bool,
-        farewell: Callable[[str], bytes],
+        farewell: Callable[[str, Verdict], bytes],
     ) -> None:
         self._clock = clock
         self._request = request
@@ -181,7 +181,7 @@ class Relay(Protocol):
             self._client = _Client.GONE
             self._end(Verdict.CLIENT_GONE)
 
-    def kill(self, reason: str) -> None:
+    def kill(self, reason: str, verdict: Verdict) -> None:
         """
         Cut the answer now.
 
@@ -196,11 +196,11 @@ class Relay(Protocol):
         fields = self._request.responseHeaders
         plain = not fields.hasHeader(b"Content-Length") and not fields.hasHeader(b"Content-Encoding")
         if plain and self._boundary is not None and self._boundary.at_boundary:
-            told = self._farewell(reason)
+            told = self._farewell(reason, verdict)
             if self._tap is not None:
                 self._tap.answered(told, self._clock.seconds())
             self._request.write(told)
-        self._end(Verdict.DRAINED)
+        self._end(verdict)
 
     # Inside
 

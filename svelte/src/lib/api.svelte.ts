@@ -1,5 +1,7 @@
 /** The way to the API, and whether this viewer may use it. */
 
+import { address, type Query } from "./address";
+import { take } from "./early";
 import type { Viewer } from "./types";
 
 /** What the API said instead of an answer; `message` is for people. */
@@ -10,15 +12,6 @@ export class ApiError extends Error {
     super(message);
     this.status = status;
   }
-}
-
-type Query = Record<string, string | number | boolean | null | undefined>;
-
-export function address(path: string, query: Query = {}): string {
-  const values = new URLSearchParams();
-  for (const [name, value] of Object.entries(query)) if (value != null && value !== "") values.set(name, String(value));
-  const text = values.toString();
-  return text ? `${path}?${text}` : path;
 }
 
 class Access {
@@ -50,7 +43,8 @@ export const access = new Access();
 async function fetched(path: string, init: RequestInit = {}): Promise<Response> {
   let response: Response;
   try {
-    response = await fetch(path, { ...init, credentials: "same-origin" });
+    const early = init.method ? null : await take(path);
+    response = early ?? (await fetch(path, { ...init, credentials: "same-origin" }));
   } catch (error) {
     if (init.signal?.aborted) throw error;
     throw new ApiError(0, "The proxy does not answer. Is it still running?");

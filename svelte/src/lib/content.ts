@@ -4,8 +4,10 @@
  * It comes from clients and models: nothing here may be taken for granted, so every reader checks what it reads.
  */
 
-export type Json = null | boolean | number | string | Json[] | { [name: string]: Json };
-export type JsonObject = { [name: string]: Json };
+import { Numeral, parse, type Json } from "./json";
+
+export type { Json };
+export type JsonObject = Record<string, Json>;
 
 export interface Turn {
   role: string;
@@ -13,7 +15,7 @@ export interface Turn {
 }
 
 export function isObject(value: unknown): value is JsonObject {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
+  return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Numeral);
 }
 
 export function text(value: unknown): string {
@@ -63,7 +65,7 @@ export function answerOf(answer: JsonObject): Turn | null {
 /** JSON, or null where it is none. */
 export function parsed(json: string): Json {
   try {
-    return JSON.parse(json) as Json;
+    return parse(json);
   } catch {
     return null;
   }

@@ -2,6 +2,7 @@
 
 import { untrack } from "svelte";
 import { getJson } from "./api.svelte";
+import { FIRST_PAGE } from "./first";
 import type { RequestPage, RequestSummary } from "./types";
 
 export interface Filters {
@@ -77,8 +78,6 @@ export function merged(rows: readonly RequestSummary[], news: readonly RequestSu
 }
 
 const PAGE = 200;
-/** The first page is what a screen shows, so that it is there soon. */
-const FIRST_PAGE = 60;
 
 export class RequestList {
   rows = $state.raw<RequestSummary[]>([]);

@@ -39,8 +39,12 @@ function plain(value: Json): Json {
 
 const pretty = (value: Json | undefined) => (value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value, null, 2));
 
+/** A block of Claude Code's that is another with each request, and says nothing to the model. */
+const BILLING = "x-anthropic-billing-header";
+
 function systemText(request: JsonObject): string {
-  return (systemOf(request)?.blocks ?? []).map((block) => text(block.text)).join("\n\n");
+  const said = (systemOf(request)?.blocks ?? []).map((block) => text(block.text));
+  return said.filter((one) => !one.startsWith(BILLING)).join("\n\n");
 }
 
 export function turnDiff(before: JsonObject, after: JsonObject): TurnDiff {
@@ -50,7 +54,8 @@ export function turnDiff(before: JsonObject, after: JsonObject): TurnDiff {
   };
   const names = new Set([...Object.keys(before), ...Object.keys(after)]);
   for (const name of names) {
-    if (name === "messages" || name === "system" || name === "tools") continue;
+    // The last of these names the answer before: it is another with each turn.
+    if (name === "messages" || name === "system" || name === "tools" || name === "diagnostics") continue;
     if (identity(before[name] ?? null) !== identity(after[name] ?? null)) differ(name, pretty(before[name]), pretty(after[name]));
   }
   differ("system", systemText(before), systemText(after));

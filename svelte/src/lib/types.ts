@@ -144,12 +144,14 @@ export interface Divergence {
   commonBytes: number;
   before: Maybe<string>;
   after: Maybe<string>;
+  parameters: string[];
 }
 
 export interface CacheReport {
   requestId: string;
   usage: Usages;
   previous: Maybe<{ requestId: string; timestamp: string; usage: Usages }>;
+  link: Maybe<Link>;
   expectedTokens: Maybe<number>;
   missedTokens: Maybe<number>;
   extraCostNanousd: Maybe<number>;

@@ -9,6 +9,7 @@ const VERDICTS: Record<string, [string, Tone]> = {
   client_gone: ["the client left", "warn"],
   client_stalled: ["the client stopped reading", "warn"],
   drained: ["cut by the drain", "bad"],
+  cut: ["cut from the dashboard", "warn"],
   failed: ["the upstream failed", "bad"],
   refused: ["refused", "bad"],
   interrupted: ["interrupted: the proxy ended", "bad"],

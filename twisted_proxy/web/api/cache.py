@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...record import coding
-from ...record.aggregates import CacheBreak
+from ...record.aggregates import CacheBreak, missed
 from ...record.exchange import Exchange, Role, StoredBody
 from ...record.pricing import Prices
 from ...record.sql import SqlStore
@@ -59,14 +59,13 @@ class Cache:
         return answer_json({"breaks": items, "nextCursor": following})
 
     def _break(self, found: CacheBreak) -> dict[str, Any]:
-        missed = found.expected - (found.exchange.cache_read_tokens or 0)
         return {
             "request": shapes.summary(found.exchange),
-            "previous": found.exchange.parent,
-            "secondsBetween": (found.exchange.received_at - found.parent_at) // 1_000_000,
+            "previous": found.previous,
+            "secondsBetween": (found.exchange.received_at - found.previous_at) // 1_000_000,
             "expectedTokens": found.expected,
-            "missedTokens": missed,
-            "extraCostNanousd": self._extra(found.exchange, missed),
+            "missedTokens": found.missed,
+            "extraCostNanousd": self._extra(found.exchange, found.missed),
         }
 
     async def explain(self, call: Call, exchange_id: str) -> Reply:
@@ -76,7 +75,8 @@ class Cache:
             exchange = await store.get(exchange_id)
             if exchange is None:
                 raise not_found(exchange_id)
-            previous = None if exchange.parent is None else await store.get(exchange.parent)
+            before = await store.aggregates.previous(exchange_id)
+            previous = None if before is None else await store.get(before)
             divergence = None
             if previous is not None:
                 if _model(previous) != _model(exchange):
@@ -88,9 +88,9 @@ class Cache:
             answer = await store.body(exchange_id, Role.MESSAGE) or await store.body(exchange_id, Role.ANSWER)
             reason = None if answer is None else await store.compute(_miss_reason, answer)
             expected = None if previous is None else _left_by(previous)
-            missed = None
+            lost = None
             if expected is not None and exchange.cache_read_tokens is not None:
-                missed = max(0, expected - exchange.cache_read_tokens)
+                lost = missed(exchange, expected)
             return answer_json(
                 {
                     "requestId": exchange.id,
@@ -102,9 +102,10 @@ class Cache:
                         "timestamp": show_time(previous.received_at),
                         "usage": shapes.usage(previous),
                     },
+                    "link": None if exchange.link is None else exchange.link.value,
                     "expectedTokens": expected,
-                    "missedTokens": missed,
-                    "extraCostNanousd": self._extra(exchange, missed) if missed else missed,
+                    "missedTokens": lost,
+                    "extraCostNanousd": self._extra(exchange, lost) if lost else lost,
                     "missReason": reason,
                     "divergence": None if divergence is None else _shape(divergence),
                 }
@@ -112,21 +113,21 @@ class Cache:
 
         return await self._records.ask(read)
 
-    def _extra(self, exchange: Exchange, missed: int) -> int | None:
+    def _extra(self, exchange: Exchange, tokens: int) -> int | None:
         """What tokens that were written anew, or read as plain input, cost more than if they had been in the cache."""
         long, short = exchange.cache_write_1h_tokens or 0, exchange.cache_write_5m_tokens or 0
-        in_long = min(missed, long)
-        in_short = min(missed - in_long, short)
+        in_long = min(tokens, long)
+        in_short = min(tokens - in_long, short)
         model = _model(exchange)
         paid = Charge(
             model=model,
             cache_write_1h_tokens=in_long,
             cache_write_5m_tokens=in_short,
-            input_tokens=missed - in_long - in_short,
+            input_tokens=tokens - in_long - in_short,
         )
         prices = self._prices()
         dear = prices.cost([paid], exchange.received_at)
-        cheap = prices.cost([Charge(model=model, cache_read_tokens=missed)], exchange.received_at)
+        cheap = prices.cost([Charge(model=model, cache_read_tokens=tokens)], exchange.received_at)
         return None if dear is None or cheap is None else dear.nanousd - cheap.nanousd
 
 
@@ -175,4 +176,5 @@ def _shape(divergence: Divergence) -> dict[str, Any]:
         "commonBytes": divergence.common_bytes,
         "before": divergence.before,
         "after": divergence.after,
+        "parameters": list(divergence.parameters),
     }

@@ -6,6 +6,7 @@ https://docs.claude.com/en/docs/build-with-claude/prompt-caching
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import zip_longest
 
@@ -13,10 +14,25 @@ import attrs
 
 from ...record.markers import take_markers
 from ...wire import spans
+from ...wire.spans import Member
 
 AROUND_BEFORE = 60
 AROUND_AFTER = 160
 """Bytes that are shown before and behind the place where two requests part."""
+
+MOST_PARAMETERS = 20
+MOST_OF_NAME = 64
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        # Compared block by block, or by itself.
+        "tools", "system", "messages", "model", "thread",
+        # About the answer, or about the request.
+        "diagnostics", "max_tokens", "metadata", "service_tier", "stop_sequences", "stream", "temperature", "top_k",
+        "top_p",
+    }
+)  # fmt: skip
+"""Members of which no prompt becomes another."""
 
 _BILLING = b'"text":"x-anthropic-billing-header'
 """A block of Claude Code's that changes with each request, and of which the cache takes no notice."""
@@ -28,6 +44,7 @@ class Divergence:
     As in the OpenAPI document.
 
     :ivar byte: in the later request's body.
+    :ivar parameters: names of members that differ, besides those, and that what is cached may depend on.
     """
 
     kind: str
@@ -37,6 +54,7 @@ class Divergence:
     common_bytes: int = 0
     before: str | None = None
     after: str | None = None
+    parameters: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -53,9 +71,14 @@ def diverge(earlier: bytes, later: bytes) -> Divergence | None:
 
     :return: ``None`` where one of them is no request that could be read.
     """
-    before, after = _blocks(earlier), _blocks(later)
-    if before is None or after is None:
+    one, other = spans.members(earlier), spans.members(later)
+    if one is None or other is None:
         return None
+    found = _part(earlier, later, _blocks(earlier, one), _blocks(later, other))
+    return attrs.evolve(found, parameters=_parameters(earlier, later, one, other))
+
+
+def _part(earlier: bytes, later: bytes, before: list[_Block], after: list[_Block]) -> Divergence:
     common = 0
     for old, new in zip_longest(before, after):
         if new is None:
@@ -69,14 +92,14 @@ def diverge(earlier: bytes, later: bytes) -> Divergence | None:
             )
         if old is None:
             return Divergence(kind="appended", path=new.path, role=new.role, byte=new.start, common_bytes=common)
-        one, _ = _plain(earlier[old.start : old.end])
-        other, markers = _plain(later[new.start : new.end])
+        one, _, _ = _plain(earlier[old.start : old.end])
+        other, markers, added = _plain(later[new.start : new.end])
         if old.role == new.role and one == other:
             common += new.end - new.start
             continue
         at = _first_difference(one, other)
-        # Where that is with the markers that were taken out.
-        moved = at + sum([len(text) for place, text in markers if place <= at])
+        # Where that is in the block as it came.
+        moved = max(0, at - added) + sum([len(text) for place, text in markers if place <= at])
         return Divergence(
             kind="changed",
             path=new.path,
@@ -89,13 +112,19 @@ def diverge(earlier: bytes, later: bytes) -> Divergence | None:
     return Divergence(kind="identical", common_bytes=common)
 
 
-def _plain(block: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
-    """A block in the form that is compared: a string is a list of one text; and what was taken out of it."""
+_OPENING = b'{"type":"text","text":'
+
+
+def _plain(block: bytes) -> tuple[bytes, list[tuple[int, bytes]], int]:
+    """
+    A block in the form that is compared: a string is a list of one text.
+
+    :return: that, what was taken out of it, and how many bytes were put in front of it.
+    """
     plain, markers = take_markers(block)
     if plain.startswith(b'"'):
-        opening = b'{"type":"text","text":'
-        return opening + plain + b"}", [(0, b"")]
-    return plain, markers
+        return _OPENING + plain + b"}", [], len(_OPENING)
+    return plain, markers, 0
 
 
 def _first_difference(one: bytes, other: bytes) -> int:
@@ -114,10 +143,26 @@ def _excerpt(data: bytes, start: int, end: int, at: int) -> str:
     return data[first : min(end, start + at + AROUND_AFTER)].decode("utf-8", "replace")
 
 
-def _blocks(body: bytes) -> list[_Block] | None:
-    members = spans.members(body)
-    if members is None:
-        return None
+def _parameters(earlier: bytes, later: bytes, one: list[Member], other: list[Member]) -> tuple[str, ...]:
+    """Names of the members that differ, in the later request's order."""
+    before = {member.name: earlier[member.start : member.end] for member in one}
+    after = {member.name: later[member.start : member.end] for member in other}
+    names = [name for name in {**after, **before} if name not in _WITHOUT_EFFECT]
+    found = [name for name in names if not _same(before.get(name), after.get(name))]
+    return tuple([name[:MOST_OF_NAME] for name in found[:MOST_PARAMETERS]])
+
+
+def _same(one: bytes | None, other: bytes | None) -> bool:
+    """Whether two values are the same, however they are written. One that is not there is none."""
+    if one == other:
+        return True
+    try:
+        return bool(json.loads(one or b"null") == json.loads(other or b"null"))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _blocks(body: bytes, members: list[Member]) -> list[_Block]:
     # Of two with one name, the last counts.
     named = {member.name: member for member in members}
     found: list[_Block] = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from ...record.aggregates import GROUPED, Pace, Span, Totals
+from ...record.aggregates import GROUPED, Paces, Span, Totals
 from ...record.sql import SqlStore
 from . import shapes
 from .app import Route
@@ -131,9 +131,12 @@ class Usage:
         model = call.text("model", most=256)
 
         async def read(store: SqlStore) -> Reply:
-            paces = await store.aggregates.paces(since=range_.since, until=range_.until, model=model, limit=MOST_PACES)
+            paces = await store.aggregates.paces(
+                since=range_.since, until=range_.until, step=range_.step * SECOND, model=model, limit=MOST_PACES
+            )
+            counted = sum(len(each.first_event_us) for each in paces)
             percentiles = await store.compute(_percentiles, paces, range_)
-            return answer_json({**range_.shape(), "times": range_.times, "counted": len(paces), **percentiles})
+            return answer_json({**range_.shape(), "times": range_.times, "counted": counted, **percentiles})
 
         return await self._records.ask(read)
 
@@ -191,23 +194,15 @@ def _series(spans: Sequence[Span], points: int, *, grouped: bool) -> list[Json]:
     return found
 
 
-def _percentiles(paces: Sequence[Pace], range_: _Range) -> Json:
-    firsts: dict[int, list[float]] = {}
-    speeds: dict[int, list[float]] = {}
-    for pace in paces:
-        index = (pace.received_at - range_.since) // (range_.step * SECOND)
-        firsts.setdefault(index, []).append(pace.first_event_us / 1000)
-        lasted = pace.last_byte_us - pace.first_event_us
-        if pace.streamed and pace.output_tokens and lasted > 0:
-            speeds.setdefault(index, []).append(pace.output_tokens * SECOND / lasted)
+def _percentiles(paces: Sequence[Paces], range_: _Range) -> Json:
+    firsts = {each.index: sorted(us / 1000 for us in each.first_event_us) for each in paces}
+    speeds = {each.index: sorted(each.speeds) for each in paces}
     return {"ttftMs": _rows(firsts, range_.points), "tokensPerSecond": _rows(speeds, range_.points)}
 
 
-def _rows(values: dict[int, list[float]], points: int) -> Json:
-    for each in values.values():
-        each.sort()
+def _rows(ordered: Mapping[int, Sequence[float]], points: int) -> Json:
     return {
-        f"p{percent}": [_rank(values.get(index, ()), percent) for index in range(points)] for percent in (50, 90, 99)
+        f"p{percent}": [_rank(ordered.get(index, ()), percent) for index in range(points)] for percent in (50, 90, 99)
     }
 
 
