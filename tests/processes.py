@@ -313,21 +313,22 @@ class Proxy(Process):
     ``twistd -n claude-proxy`` from this checkout, listening. It records nothing unless `settings` say so.
 
     :param wrapper: a command that becomes (``exec``) the command that follows it.
-    :param pass_fds: descriptors that it inherits, by the same numbers.
+    :param descriptors: that it inherits, by the same numbers.
     """
 
     def __init__(
         self,
         directory: Path,
+        descriptors: Sequence[int] = (),
+        /,
         *,
         wrapper: Sequence[str | Path] = (),
-        pass_fds: Sequence[int] = (),
         **settings: str,
     ) -> None:
         environment = clean_environment(PYTHONPATH=str(CHECKOUT), HOST="127.0.0.1", PORT="0", RECORD="off") | settings
         twistd = Path(sys.executable).parent / "twistd"
         arguments = (*wrapper, sys.executable, twistd, "-n", "--pidfile=", "claude-proxy")
-        super().__init__(arguments, environment=environment, cwd=directory, pass_fds=pass_fds)
+        super().__init__(arguments, environment=environment, cwd=directory, pass_fds=descriptors)
         try:
             self.port = int(self.wait_for_line(LISTENING).group(1))
         except BaseException:
@@ -356,4 +357,4 @@ class Proxy(Process):
 def proxy(directory: Path, upstream: StandIn, **settings: str) -> Proxy:
     """A proxy before a stand-in, whose authority it trusts; `settings` are more environment. A context manager."""
     more = {"SSL_CERT_FILE": str(upstream.ca_file)} if upstream.ca_file else {}
-    return Proxy(directory, pass_fds=(), **{"ANTHROPIC_FORWARD_URL": upstream.url, **more, **settings})
+    return Proxy(directory, **{"ANTHROPIC_FORWARD_URL": upstream.url, **more, **settings})

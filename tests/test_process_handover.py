@@ -63,8 +63,8 @@ def activated(directory: Path, upstream: StandIn, listener: socket.socket, **set
     """A proxy that listens on an inherited socket. A context manager."""
     return Proxy(
         directory,
+        (listener.fileno(),),
         wrapper=activate(listener),
-        pass_fds=(listener.fileno(),),
         ANTHROPIC_FORWARD_URL=upstream.url,
         **{"LISTEN": "systemd:domain=INET:index=0", **settings},
     )
