@@ -286,6 +286,14 @@ class TestMember:
         wire.give(control.Answered(1, [2]))
         assert (first.result, second.result) == ([2], [4, 4])
 
+    def test_nobody_in_time(self) -> None:
+        """Where nobody answered in time, not even this worker, it answers for itself now."""
+        wire = Wire()
+        wire.member.answer("who", lambda _: "me")
+        asked = wire.member.ask("who")
+        wire.give(control.Answered(1, []))
+        assert asked.result == ["me"]
+
     def test_unknown_questions(self, logs: list[dict[str, Any]]) -> None:
         """What nobody can answer, or fails, is no answer, and the asker goes on."""
         wire = Wire()

@@ -12,6 +12,7 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 log = Logger()
 
@@ -58,6 +59,18 @@ class Waiters:
         self._waiting, waiting = [], self._waiting
         for waiter in waiting:
             waiter.callback(None)
+
+
+def branch(source: Deferred[None]) -> Deferred[None]:
+    """A Deferred of its own for one more who waits for another one to end, however that does."""
+    done: Deferred[None] = Deferred()
+
+    def ended(result: None | Failure) -> None | Failure:
+        done.callback(None)
+        return result
+
+    source.addBoth(ended)
+    return done
 
 
 class Gauge:

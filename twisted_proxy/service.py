@@ -17,7 +17,6 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.web.iweb import IAgent
 from twisted.web.resource import IResource
 
@@ -33,7 +32,7 @@ from .relay.agents import Agents, default_directories
 from .relay.connection import OriginAgent
 from .relay.routing import Router
 from .relay.upstream import Upstream, endpoint_for, origin_of
-from .runtime import Drain, DrainEnd, Gauge
+from .runtime import Drain, DrainEnd, Gauge, branch
 from .siblings import Alone, Siblings
 from .signals import StopSignals
 from .tracing.tracing import Tracing
@@ -160,14 +159,7 @@ class ProxyService(Service):
         if self._stopping is None:
             super().stopService()
             self._stopping = Deferred.fromCoroutine(self._stop())
-        done: Deferred[None] = Deferred()
-
-        def ended(result: Failure | None) -> Failure | None:
-            done.callback(None)
-            return result
-
-        self._stopping.addBoth(ended)
-        return done
+        return branch(self._stopping)
 
     def hurry(self) -> None:
         """Wait no longer: end the drain with what is still in flight."""

@@ -74,7 +74,9 @@ class Member(Int32StringReceiver):
             case control.Answered():
                 asked = self._asked.pop(message.number, None)
                 if asked is not None:
-                    asked[0].callback(message.answers)
+                    answered, question, argument = asked
+                    # Nobody in time: then at least this one, who has the time now.
+                    answered.callback(message.answers or self._answers.find(question, argument))
             case control.Told():
                 for hearer in self._hearers.get(message.topic, ()):
                     try:

@@ -31,7 +31,7 @@ from ..config import Config
 from ..listening import listen_all, listener
 from ..logs import use_observer
 from ..notify import STOPPING, notify
-from ..runtime import Waiters
+from ..runtime import Waiters, branch
 from ..service import announce
 from ..siblings import JOINED, LEFT
 from ..signals import StopSignals
@@ -188,14 +188,7 @@ class Supervisor(Service):
         if self._stopping is None:
             super().stopService()
             self._stopping = Deferred.fromCoroutine(self._stop())
-        done: Deferred[None] = Deferred()
-
-        def ended(result: Failure | None) -> Failure | None:
-            done.callback(None)
-            return result
-
-        self._stopping.addBoth(ended)
-        return done
+        return branch(self._stopping)
 
     def hurry(self) -> None:
         """Wait no longer."""
@@ -265,9 +258,9 @@ class Supervisor(Service):
         if worker.ready:
             for other in self._others(worker.member):
                 other.send(control.Told(worker.member, LEFT, None))
-        for gathering in list(self._gathering.values()):
-            gathering.take(worker, worker.last_answers.get(gathering.question, []))
         self._retired.add(worker.last_answers.get(METRICS, []))
+        for gathering in list(self._gathering.values()):
+            gathering.take(worker, [])
         if self._stopping is None:
             self._plan_restart(place, f"worker {place.number} (pid {worker.pid}) {end}", str(worker.words))
         elif not well:
