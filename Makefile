@@ -3,6 +3,7 @@
 # make lint   ruff and mypy
 # make bench  the benchmarks                          make bench ARGS=--quick
 # make fuzz   minutes of requests and answers that nobody expects   make fuzz ARGS="--minutes 60 --seed 7"
+# make chaos  minutes of everything at once, and an account of every request    make chaos ARGS="--database postgresql --workers 2"
 # make clean  remove what these made
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OLD_SDK := $(VENV)/sdk/anthropic-0.125
 PACKAGING := setup.cfg pyproject.toml
 
-.PHONY: run test site lint bench fuzz clean
+.PHONY: run test site lint bench fuzz chaos clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -28,7 +29,7 @@ test: lint $(OLD_SDK).stamp node site
 # Vite wants Node 20.19; where that is missing, a test still holds the page to its source by a digest.
 ifeq ($(shell node -p '(([a, b]) => a > 20 || (a == 20 && b >= 19))(process.versions.node.split(".").map(Number))' 2>/dev/null),true)
 site: svelte/node_modules/.stamp
-	@cd svelte && npm run --silent check && npm test --silent && npm run --silent build
+	@cd svelte && npm run --silent lint && npm run --silent check && npm test --silent && npm run --silent build
 	@! git rev-parse --git-dir >/dev/null 2>&1 || git diff --exit-code --stat -- twisted_proxy/web/static || { \
 	  echo 'twisted_proxy/web/static is not what svelte/ builds: commit what was just built' >&2; exit 1; }
 else
@@ -46,6 +47,9 @@ bench: $(VENV)/dev.stamp
 
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+chaos: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist benchmarks/build *.egg-info tests/node/node_modules svelte/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis

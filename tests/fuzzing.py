@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import eventAsText
 
+from twisted_proxy.config import ProviderConfig
+
 from .exchange import OK, Forwarded, Upstreams, begun_by_h11, listening, unchanged
 from .memory import Client, InMemoryProxy, UpstreamPeer, read_answer
 from .request_table import EXPECTED
@@ -21,6 +23,14 @@ from .request_table import EXPECTED
 TIMEOUT = 20.0
 LONG = 10_000.0
 """Longer than everything that anybody waits for."""
+OPENAI = ProviderConfig(
+    kind="openai",
+    base_url="http://openai.test",
+    api_key="sk-test",
+    idle_timeout=TIMEOUT,
+    response_header_timeout=TIMEOUT,
+    max_retries=1,
+)
 
 
 @attrs.frozen
@@ -181,6 +191,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
                 "limit_requests_per_minute": st.just(1),
                 "max_bodies_bytes": st.just(100),
                 "max_response_bytes": st.just(200),
+                "openai": st.just(OPENAI),
             },
         )
     )
@@ -208,13 +219,15 @@ class _Upstream:
             peer.reset()
 
 
-def play(scenario: Scenario) -> None:
+def play(scenario: Scenario) -> Upstreams:
     """
     Play it to its end, and look at what is left.
 
     Nothing may be logged as a mistake of ours. In the end no request is counted, no timer is set, no connection open,
     no byte of a body held. What was forwarded is what h11 reads in the client's bytes, and what a client can take for
     a whole answer is one.
+
+    :return: what was forwarded.
     """
     with listening() as logs:
         proxy = InMemoryProxy(
@@ -236,15 +249,20 @@ def play(scenario: Scenario) -> None:
             _act(proxy, client, scenario.acts.get(number, "nothing"))
             proxy.pump()
             upstreams.answer_all()
-        _end(proxy, client)
+        leaves = {"fin", "reset"} & set(scenario.acts.values())
+        _end(proxy, client, leaves=bool(leaves))
     assert [eventAsText(event) for event in logs if "log_failure" in event] == []
     assert proxy.in_flight == 0
     assert proxy.site.channels == set()
     assert proxy.service.front.bodies.used == 0
     assert all(not use.in_flight for use in proxy.service.front.limits._uses.values())
     assert proxy.clock.getDelayedCalls() == []
-    _check_forwarded(upstreams.forwarded, b"".join(scenario.pieces))
-    _check_answer(client, upstreams.forwarded, upstream)
+    raw = b"".join(scenario.pieces)
+    demotes = "anthropic_demote_nonstreaming" in scenario.options
+    _check_forwarded(upstreams.forwarded, raw, demotes=demotes)
+    if not upstreams.forwarded_elsewhere:
+        _check_answer(client, upstreams.forwarded, upstream, raw, demotes=demotes)
+    return upstreams
 
 
 def _act(proxy: InMemoryProxy, client: Client, act: str) -> None:
@@ -265,8 +283,8 @@ def _act(proxy: InMemoryProxy, client: Client, act: str) -> None:
             proxy.service.drain.begin()
 
 
-def _end(proxy: InMemoryProxy, client: Client) -> None:
-    """Let all time pass that anybody waits for; then everybody is gone."""
+def _end(proxy: InMemoryProxy, client: Client, *, leaves: bool) -> None:
+    """Let all time pass that anybody waits for; then everybody is gone, a client that did not leave being sent away."""
     for _ in range(20):
         if client.producer is not None and client.protocol is not None and client.producerState == "paused":
             client.go_on()
@@ -274,6 +292,7 @@ def _end(proxy: InMemoryProxy, client: Client) -> None:
         proxy.pump()
     proxy.clock.advance(LONG)
     proxy.pump()
+    assert leaves or client.closed_by is not None
     for peer in proxy.endpoint.peers:
         peer.finish()
     for endpoint in proxy.others.values():
@@ -283,17 +302,21 @@ def _end(proxy: InMemoryProxy, client: Client) -> None:
     client.leave()
 
 
-_MADE_ANEW = (b"/v1/messages", b"/v1/chat/completions", b"/v1/models")
-"""Targets that may be sent upstream with another body, or as others."""
+def _made_anew(request: Forwarded, theirs: list[Forwarded], *, demotes: bool) -> bool:
+    """Whether a request may go upstream with another body than its client's, or as another one."""
+    if request.target.startswith(b"/v1/messages"):
+        return demotes or any(each.target.startswith(b"/v1/chat/completions") for each in theirs)
+    return request.target.startswith((b"/v1/chat/completions", b"/v1/models"))
 
 
-def _check_forwarded(forwarded: list[Forwarded], raw: bytes) -> None:
+def _check_forwarded(forwarded: list[Forwarded], raw: bytes, *, demotes: bool) -> None:
     """Each request that goes up as it is stands among those that h11 reads, in their order."""
     # Of a target that is not ASCII we say what is wrong, and read on; h11 does not.
-    theirs = iter([_translated(unchanged(request)) for request in begun_by_h11(raw.translate(_TO_ASCII))])
+    theirs = begun_by_h11(raw.translate(_TO_ASCII))
+    left = iter([_translated(unchanged(request)) for request in theirs])
     for request in forwarded:
-        if not request.target.startswith(_MADE_ANEW):
-            assert _translated(unchanged(request)) in theirs
+        if not _made_anew(request, theirs, demotes=demotes):
+            assert _translated(unchanged(request)) in left
 
 
 _TO_ASCII = bytes([*range(128), *[ord("z")] * 128])
@@ -304,13 +327,16 @@ def _translated(request: Forwarded) -> Forwarded:
     return attrs.evolve(request, fields=sorted(fields), body=request.body.translate(_TO_ASCII))
 
 
-def _check_answer(client: Client, forwarded: list[Forwarded], upstream: _Upstream) -> None:
+def _check_answer(
+    client: Client, forwarded: list[Forwarded], upstream: _Upstream, raw: bytes, *, demotes: bool
+) -> None:
     """Where one request was forwarded as it is, and its answer is whole for h11: h11 reads the same upstream."""
-    if len(forwarded) != 1 or forwarded[0].target.startswith(_MADE_ANEW):
+    theirs = begun_by_h11(raw.translate(_TO_ASCII))
+    if len(forwarded) != 1 or _made_anew(forwarded[0], theirs, demotes=demotes):
         return
     method = forwarded[0].method.decode()
     ours = read_answer(client.written, method=method, closed=True)
     if ours.outcome == "complete" and not (ours.header("server") or "").startswith("claude-proxy"):
         said, ending = upstream.said[0]
-        theirs = read_answer(said, method=method, closed=ending == "fin")
-        assert (ours.status, ours.body, ours.outcome) == (theirs.status, theirs.body, theirs.outcome)
+        sent = read_answer(said, method=method, closed=ending == "fin")
+        assert (ours.status, ours.body, ours.outcome) == (sent.status, sent.body, sent.outcome)

@@ -9,6 +9,8 @@ from .exchange import listening
 from .fuzzing import Scenario, play, scenarios
 from .memory import captured
 
+ENOUGH = settings(max_examples=3000, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck))
+
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(scenarios())
@@ -26,7 +28,9 @@ def test_the_fuzz_reaches_what_it_is_about(verdict: str) -> None:
             play(scenario)
         return any(f" verdict={verdict} " in line for line in captured(logs, "access"))
 
-    enough = settings(
-        max_examples=3000, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck)
-    )
-    find(scenarios(), ends_so, settings=enough)
+    find(scenarios(), ends_so, settings=ENOUGH)
+
+
+def test_the_fuzz_reaches_other_providers() -> None:
+    """What is not for Anthropic goes elsewhere, sooner or later, and is answered there."""
+    find(scenarios(), lambda scenario: bool(play(scenario).forwarded_elsewhere), settings=ENOUGH)
