@@ -138,9 +138,7 @@ class Slot:
 
     def recorders(self) -> list[int]:
         """The pids of its recorders."""
-        return [
-            pid for pid, command in processes_of(self.directory).items() if "twisted_proxy.record.worker" in command
-        ]
+        return [pid for pid, command in processes_of(self.directory).items() if "twisted_proxy.record.main" in command]
 
     def workers(self) -> list[int]:
         """The pids of its workers; none where it is one process."""

@@ -160,7 +160,7 @@ def recorder_of(running: Proxy) -> int:
         listed = subprocess.run(
             ["ps", "--ppid", str(running.pid), "-o", "pid=,args="], capture_output=True, text=True, check=False
         )
-        pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if "twisted_proxy.record.worker" in line]
+        pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if "twisted_proxy.record.main" in line]
         return pids[0] if pids else None
 
     return int(wait_for(found, f"a recorder runs\n{running.log}", LIMIT))

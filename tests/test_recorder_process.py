@@ -29,8 +29,8 @@ from tests.spooled import Spooled, exchange_id, user
 from twisted_proxy.children import LAST_RESTART, LONG_ENOUGH, environment
 from twisted_proxy.record import control
 from twisted_proxy.record.exchange import INTERRUPTED
+from twisted_proxy.record.main import Lines, prices_of
 from twisted_proxy.record.process import WAKE_EVERY, RecorderProcess
-from twisted_proxy.record.worker import Lines, prices_of
 
 LIMIT = 30.0
 """Seconds. Starting an interpreter on a busy machine takes some."""

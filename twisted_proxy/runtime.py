@@ -65,7 +65,7 @@ def branch(source: Deferred[None]) -> Deferred[None]:
     """A Deferred of its own for one more who waits for another one to end, however that does."""
     done: Deferred[None] = Deferred()
 
-    def ended(result: None | Failure) -> None | Failure:
+    def ended(result: Failure | None) -> Failure | None:
         done.callback(None)
         return result
 

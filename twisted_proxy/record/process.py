@@ -26,7 +26,7 @@ log = Logger()
 
 WAKE_EVERY = 0.05
 
-MODULE = "twisted_proxy.record.worker"
+MODULE = "twisted_proxy.record.main"
 
 
 @attrs.frozen(kw_only=True)

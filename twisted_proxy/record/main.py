@@ -154,7 +154,7 @@ class Forward:
         self._send(control.Logged(level=level, text=text_of(event), traceback=traceback_of(event)))
 
 
-class Worker:
+class RecorderMain:
     """
     All that a recorder's process does, from its settings to its end.
 
@@ -507,7 +507,7 @@ def prices_of(file: str | None) -> pricing.Prices:
 async def run(reactor: Any) -> None:
     """Record until there is nothing left to do."""
     first: Deferred[control.Settings | None] = Deferred()
-    worker: Worker | None = None
+    recorder: RecorderMain | None = None
 
     def took(message: control.ToRecorder) -> None:
         match message:
@@ -515,18 +515,18 @@ async def run(reactor: Any) -> None:
                 if not first.called:
                     first.callback(message)
             case control.Flushed():
-                if worker is not None:
-                    worker.wake()
+                if recorder is not None:
+                    recorder.wake()
             case control.Close():
                 waiting.append(message.grace)
-                if worker is not None:
-                    worker.close(message.grace, TROUBLED)
+                if recorder is not None:
+                    recorder.close(message.grace, TROUBLED)
 
     def ended() -> None:
         if not first.called:
             first.callback(None)
-        elif worker is not None:
-            worker.close(settings.orphan_grace if settings is not None else 0)
+        elif recorder is not None:
+            recorder.close(settings.orphan_grace if settings is not None else 0)
         else:
             waiting.append(0)
 
@@ -538,10 +538,10 @@ async def run(reactor: Any) -> None:
     settings = await first
     if settings is None:
         return
-    worker = Worker(reactor, settings, lines)
+    recorder = RecorderMain(reactor, settings, lines)
     for grace in waiting:
-        worker.close(grace, TROUBLED)
-    await worker.run()
+        recorder.close(grace, TROUBLED)
+    await recorder.run()
     await lines.close()
 
 
