@@ -182,6 +182,7 @@ def test_keys(history: History, browser: Browser) -> None:
         page.keyboard.press("/")
         expect(page.get_by_role("searchbox")).to_be_focused()
         page.keyboard.press("Escape")
+        expect(page.get_by_role("listitem").first).to_be_visible()
         page.keyboard.press("j")
         page.keyboard.press("j")
         page.keyboard.press("k")

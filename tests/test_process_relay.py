@@ -427,10 +427,13 @@ def assert_failure(running: Proxy, got: Answer, path: str, status: int, error_ty
         "ctx_err", "kind", "status",
     ]  # fmt: skip
     assert (line["kind"], line["status"]) == (kind, str(status))
-    words = [each for each in running.lines if request_id in each and "could not be forwarded" in each]
-    assert len(words) == 1, words
     access = logged(running, "access", path=path)
     assert (access["request_id"], access["status"], access["verdict"]) == (request_id, str(status), "failed")
+    words = wait_for(
+        lambda: [each for each in running.lines if request_id in each and "could not be forwarded" in each],
+        "it is said in words",
+    )
+    assert len(words) == 1, words
 
 
 GARBAGE: Final = {
