@@ -34,6 +34,26 @@ hypothesis.settings.register_profile("claude-proxy", deadline=None)
 hypothesis.settings.load_profile("claude-proxy")
 
 
+ALONE = {
+    "test_chaos",
+    "test_front_door",
+    "test_process_handover",
+    "test_process_records",
+    "test_process_records_faults",
+    "test_process_rolling",
+    "test_recorder_process",
+    "test_store_postgres",
+    "test_store_sqlite",
+}
+"""Modules whose tests wait for what a full machine does last: a process at nice 19, a thread, a balancer's check."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)
+
+
 @implementer(ILogObserver)
 class _Kept(list[LogEvent]):
     def __call__(self, event: LogEvent) -> None:
