@@ -493,7 +493,7 @@ class TestFaults:
 
             async def work(transaction: Transaction) -> None:
                 await transaction.execute("UPDATE totals SET revision = 1000")
-                await deferLater(reactor, 0)
+                await Deferred()
 
             with pytest.raises(RuntimeError, match="await"):
                 await store._driver.transact(work)
